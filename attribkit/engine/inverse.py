@@ -1,0 +1,355 @@
+"""Inverse layers: what carries a signal back through one site, and the table that says which goes where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from attribkit.errors import InputTypeError, MethodError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Signal = Tensor | tuple[Tensor | None, ...]
+
+
+class InverseLayer:
+    """Carries a signal back through one operation in place of the operation's derivative.
+
+    Subclasses define `carry`; one instance serves every site it is attached to and keeps nothing between calls.
+
+    Attributes
+    ----------
+    needs : frozenset of str
+        What of the way up must be kept for the way back: a subset of ``{"input", "output"}``. Anything else about the
+        site (``plain``, ``switches``, ``params``, ``module``) is always there.
+    batched : bool
+        False for a layer that branches on the signal's values or writes a signal into a tensor made without it; it
+        is then called once for each signal.
+    signal_only : bool
+        True for a layer that never asks for ``site.plain``: the operation's derivative is then not recorded.
+    ordinary : bool
+        True for a layer that computes the ordinary derivative by another route (unpooling through switches): on its
+        own it does not make a map differ from the plain gradient.
+    """
+
+    needs: ClassVar[frozenset[str] | set[str]] = frozenset()
+    batched: ClassVar[bool] = True
+    signal_only: ClassVar[bool] = False
+    ordinary: ClassVar[bool] = False
+
+    def carry(self, signal: Tensor, site: SiteCall) -> Signal:
+        """Return ``signal``, given at the site's output, at the site's input.
+
+        Parameters
+        ----------
+        signal
+            Tensor of the output's shape.
+        site
+            The operation's call: see `SiteCall`.
+
+        Returns
+        -------
+        Tensor of the input's shape, or a tuple of them, one for each tensor input (None: no signal).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define carry(signal, site)")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Kept:
+    """A tensor kept from the way up, safe from what the model does to it in place afterwards."""
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+        self.version = self.tensor._version
+
+    def rescue(self) -> None:
+        """Copy the value: an in-place operation is about to change it."""
+        if self.tensor._version == self.version:
+            self.tensor = self.tensor.clone()
+            self.version = self.tensor._version
+
+    def get(self, what: str) -> Tensor:
+        """Return the kept value; `MethodError` when something the walk could not see has changed it."""
+        if self.tensor._version != self.version:
+            raise MethodError(f"{what} was changed in place by an operation that the walk could not see")
+        return self.tensor
+
+
+class SiteCall:
+    """One call of one operation, as an inverse layer sees it.
+
+    Attributes
+    ----------
+    name : str
+        The site's name.
+    kind : str
+        The op kind.
+    module : torch.nn.Module or None
+        The module that is this operation; None for a functional call.
+    params : dict
+        The call's arguments by name other than its tensor inputs (weight, bias, stride, …).
+    switches : LongTensor or None
+        Max pools: flat index of each window's maximum within the input's spatial dimensions, of the output's shape.
+    input_shapes : tuple of torch.Size
+        Shapes of the tensor inputs.
+    """
+
+    def __init__(
+        self, name: str, kind: str, module: nn.Module | None, layer: InverseLayer, params: Callable[[], dict[str, Any]]
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.module = module
+        self.layer = layer
+        self.switches: Tensor | None = None
+        self.input_shapes: tuple[torch.Size, ...] = ()
+        self._params = params
+        self._inputs: tuple[Kept, ...] | None = None
+        self._output: Kept | None = None
+        self._sources: tuple[GradientEdge, ...] = ()
+        self._extras: tuple[GradientEdge, ...] = ()
+        self._result: GradientEdge | None = None
+
+    def __repr__(self) -> str:
+        return f"<site {self.name!r}, {self.kind}>"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The call's other arguments by name, defaults filled in where the function's signature is known."""
+        return self._params()
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tensor inputs (for in-place operations the values before); the layer must declare ``needs``."""
+        if self._inputs is None:
+            raise self._undeclared("input")
+        return tuple(kept.get(f"the input of site {self.name!r}") for kept in self._inputs)
+
+    @property
+    def input(self) -> Tensor:
+        """The first tensor input."""
+        return self.inputs[0]
+
+    @property
+    def output(self) -> Tensor:
+        """The operation's output; the layer must declare ``needs``."""
+        if self._output is None:
+            raise self._undeclared("output")
+        return self._output.get(f"the output of site {self.name!r}")
+
+    def plain(self, signal: Tensor) -> Signal:
+        """Return the signal carried back by the operation's ordinary derivative.
+
+        Parameters
+        ----------
+        signal
+            Tensor of the output's shape.
+
+        Returns
+        -------
+        Tensor for an operation with one tensor input, else a tuple, one for each (None where the derivative is
+        identically zero).
+        """
+        grads = self._derivative(signal, self._sources)
+        return grads[0] if len(grads) == 1 and grads[0] is not None else grads
+
+    def _derivative(self, signal: Tensor, edges: tuple[GradientEdge, ...]) -> tuple[Tensor | None, ...]:
+        if self._result is None:
+            raise MethodError(
+                f"{self.layer!r} asked for the ordinary derivative at {self.name!r} but declares signal_only = True"
+            )
+        return torch.autograd.grad(self._result, edges, signal, retain_graph=True, allow_unused=True)
+
+    def carry_all(self, signal: Tensor) -> list[Tensor | None]:
+        """Ask the layer to carry the signal; check what it returns; add the parameters' ordinary derivative.
+
+        Raises
+        ------
+        MethodError
+            The layer returned something that does not fit the site's inputs.
+        """
+        carried = self.layer.carry(signal, self)
+        parts = carried if isinstance(carried, tuple) else (carried,)
+        if len(parts) != len(self.input_shapes):
+            raise MethodError(
+                f"{self.layer!r}.carry at site {self.name!r} returned {len(parts)} signals for "
+                f"{len(self.input_shapes)} tensor inputs"
+            )
+        for part, shape in zip(parts, self.input_shapes, strict=True):
+            if part is not None and (not isinstance(part, Tensor) or part.shape != shape):
+                got = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+                raise MethodError(
+                    f"{self.layer!r}.carry at site {self.name!r} ({self.kind}) returned {got}, "
+                    f"but the site's input has shape {tuple(shape)}"
+                )
+        extras = self._derivative(signal, self._extras) if self._extras else ()
+        return [*parts, *extras]
+
+    def _undeclared(self, what: str) -> MethodError:
+        return MethodError(
+            f"{self.layer!r} reads site.{what} at {self.name!r} but does not declare it: set needs = {{{what!r}}}"
+        )
+
+
+class _Source(torch.autograd.Function):
+    """An alias of a tensor that starts a graph of its own, without keeping the tensor itself alive."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, tensor: Tensor) -> Tensor:
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *signals: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+class _Carry(torch.autograd.Function):
+    """Puts an operation's result into the model's graph with `SiteCall.carry_all` for its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, call: SiteCall, result: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.call = call
+        return result.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *signals: Tensor) -> tuple[Any, ...]:
+        return (None, None, *ctx.call.carry_all(signals[0]))
+
+
+class _CarryInPlace(torch.autograd.Function):
+    """The same for an operation that has already changed its first input in place and returned it."""
+
+    @staticmethod
+    def forward(ctx: Any, call: SiteCall, changed: Tensor, *others: Tensor) -> Tensor:
+        ctx.call = call
+        ctx.mark_dirty(changed)
+        return changed
+
+    @staticmethod
+    def backward(ctx: Any, *signals: Tensor) -> tuple[Any, ...]:
+        return (None, *ctx.call.carry_all(signals[0]))
+
+
+def source(tensor: Tensor, anchor: Tensor) -> Tensor:
+    """Return an alias of ``tensor`` at the start of a graph of its own."""
+    return _Source.apply(anchor, tensor)  # type: ignore[no-any-return]
+
+
+def edges_of(tensors: tuple[Tensor, ...]) -> tuple[GradientEdge, ...]:
+    """Return the places in the graph where these tensors' gradients arrive."""
+    return tuple(get_gradient_edge(tensor) for tensor in tensors)
+
+
+def attach(
+    call: SiteCall,
+    inputs: tuple[Tensor, ...],
+    extras: tuple[Tensor, ...],
+    sources: tuple[GradientEdge, ...],
+    result: Tensor,
+    changed: bool,
+) -> Tensor:
+    """Return ``result`` as part of the model's graph, with the call's inverse layer for its derivative.
+
+    Parameters
+    ----------
+    call
+        The site's call; its ``input_shapes``, ``switches`` and kept tensors are set already.
+    inputs, extras
+        The tensors of the model's graph that the signal goes to: the site's inputs, then parameters that were
+        computed from the input themselves.
+    sources
+        Where their gradients arrive in the operation's own graph, in the same order.
+    result
+        The operation's output, in its own graph.
+    changed
+        Whether the operation changed ``inputs[0]`` in place and returned it.
+    """
+    if not call.layer.signal_only or extras:
+        call._result = get_gradient_edge(result) if result.requires_grad else None
+    call._sources = sources[: len(inputs)]
+    call._extras = sources[len(inputs) :]
+    if changed:
+        return _CarryInPlace.apply(call, inputs[0], *inputs[1:], *extras)  # type: ignore[no-any-return]
+    return _Carry.apply(call, result, *inputs, *extras)  # type: ignore[no-any-return]
+
+
+Key = str | type | re.Pattern[str] | Callable[..., Any]
+
+
+class Table:
+    """Which inverse layer goes where: by site name (a compiled pattern), module class, function, or op kind.
+
+    A name beats a class, a class beats a kind; among patterns the first in the table's order decides, among classes
+    the most derived.
+
+    Parameters
+    ----------
+    layers
+        Maps op kinds (bare strings), module classes or functions, and ``re.compile(...)`` patterns, which must match a site's
+        whole name, to inverse layers.
+
+    Raises
+    ------
+    InputTypeError
+        A key or a value is of another type.
+    """
+
+    def __init__(self, layers: Mapping[Any, InverseLayer]) -> None:
+        self.names: list[tuple[re.Pattern[str], InverseLayer]] = []
+        self.classes: dict[type, InverseLayer] = {}
+        self.functions: dict[Any, InverseLayer] = {}
+        self.kinds: dict[str, InverseLayer] = {}
+        for key, layer in layers.items():
+            if not isinstance(layer, InverseLayer):
+                raise InputTypeError(f"inverse_layers[{key!r}] is {layer!r}, not an instance of InverseLayer")
+            unknown = set(layer.needs) - {"input", "output"}
+            if unknown:
+                raise InputTypeError(f"{layer!r}.needs names {sorted(unknown)}; allowed are 'input' and 'output'")
+            if isinstance(key, re.Pattern):
+                self.names.append((key, layer))
+            elif isinstance(key, type):
+                self.classes[key] = layer
+            elif isinstance(key, str):
+                self.kinds[key] = layer
+            elif callable(key):
+                self.functions[key] = layer
+            else:
+                raise InputTypeError(f"inverse_layers has the key {key!r}; use an op kind, a class or re.compile(...)")
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.classes or self.functions or self.kinds)
+
+    def all_batched(self) -> bool:
+        """Tell whether every layer of the table can carry many signals at once."""
+        layers = [layer for _, layer in self.names]
+        layers += [*self.classes.values(), *self.functions.values(), *self.kinds.values()]
+        return all(layer.batched for layer in layers)
+
+    def by_name(self, name: str) -> InverseLayer | None:
+        """Return the layer of the first pattern that matches the whole of ``name``."""
+        return next((layer for pattern, layer in self.names if pattern.fullmatch(name)), None)
+
+    def by_class(self, cls: type) -> InverseLayer | None:
+        """Return the layer of the most derived class in the table that ``cls`` is or derives from."""
+        if not self.classes:
+            return None
+        return next((self.classes[base] for base in cls.__mro__ if base in self.classes), None)
+
+    def find(self, name: str, kind: str, module: nn.Module | None = None, function: Any = None) -> InverseLayer | None:
+        """Return the inverse layer for a site, None where the table has none (it keeps its ordinary derivative)."""
+        found = self.by_name(name)
+        if found is None and module is not None:
+            found = self.by_class(type(module))
+        if found is None and function is not None and self.functions:
+            found = self.functions.get(function)
+        return found if found is not None else self.kinds.get(kind)
