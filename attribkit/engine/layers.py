@@ -1,0 +1,64 @@
+"""The inverse layers of the default methods: each one short ``carry``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attribkit.engine.inverse import InverseLayer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attribkit.engine.inverse import Signal, SiteCall
+
+
+class Rectify(InverseLayer):
+    """The deconvnet's rectifier: passes the positive part of the signal, whatever the forward pass did.
+
+    Zeiler & Fergus 2014, §2.1 ("Rectification").
+    """
+
+    signal_only = True
+
+    def carry(self, signal: Tensor, site: SiteCall) -> Signal:
+        """Return max(R, 0)."""
+        return signal.clamp(min=0)
+
+
+class GatedRectify(InverseLayer):
+    """Guided backpropagation's rectifier: the derivative of the positive part of the signal.
+
+    Springenberg et al. 2015, §3.4 and Fig. 1.
+    """
+
+    def carry(self, signal: Tensor, site: SiteCall) -> Signal:
+        """Return σ'(x)·max(R, 0)."""
+        return site.plain(signal.clamp(min=0))
+
+
+class Unpool(InverseLayer):
+    """Max unpooling through the recorded switches; where windows overlap, contributions to one place add.
+
+    Zeiler & Fergus 2014, §2.1 ("Unpooling"). The result is the pool's ordinary derivative.
+    """
+
+    signal_only = True
+    ordinary = True
+
+    def carry(self, signal: Tensor, site: SiteCall) -> Signal:
+        """Return the signal put at its switches, zero elsewhere."""
+        shape = site.input_shapes[0]
+        spatial = site.spatial_dims
+        empty = signal.new_zeros(shape).flatten(-spatial)
+        unpooled = empty.scatter_add(-1, site.switches.flatten(-spatial), signal.flatten(-spatial))
+        return unpooled.reshape(shape)
+
+
+class PassThrough(InverseLayer):
+    """Skips an operation that keeps the shape: the signal passes unchanged (the deconvnet's contrast normalisation)."""
+
+    signal_only = True
+
+    def carry(self, signal: Tensor, site: SiteCall) -> Signal:
+        """Return the signal as it is."""
+        return signal

@@ -1,0 +1,571 @@
+"""One forward pass, watched: forward hooks follow the modules, a torch function mode the functions.
+
+Both act in the walk's own thread only. The walk names every site, asks the table which inverse layer goes there, and
+attaches it; a site without one is left to autograd untouched.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from attribkit.engine.inverse import InverseLayer, Kept, SiteCall, Table, attach, edges_of, source
+from attribkit.engine.layout import MOVES, Layouts
+from attribkit.engine.ops import SINGLE_INPUT, ModuleKind, Operation, Vocabulary, has_forward_of, is_op_module
+from attribkit.engine.sites import Names, Site
+from attribkit.errors import MethodError
+
+
+class StopForward(BaseException):
+    """Ends the forward pass at the layer asked for; not an Exception, so that no model's handler swallows it."""
+
+
+@dataclass
+class _Frame:
+    """A module call under way."""
+
+    module: nn.Module
+    path: str
+    name: str
+    known: ModuleKind | None
+    whole: bool
+    claimable: bool
+    pending: _Pending | None = None
+    first_site: int = 0
+
+
+@dataclass
+class _Pending:
+    """An operation about to run on aliases of its inputs, in a graph of its own."""
+
+    call: SiteCall
+    inputs: tuple[Tensor, ...]
+    extras: tuple[Tensor, ...]
+    aliases: tuple[Tensor, ...]
+    sources: tuple[Any, ...]
+    versions: tuple[int, ...]
+
+
+@dataclass
+class Capture:
+    """What a walk caught at the layer asked for: ``value`` is the layer's output the moment it returned."""
+
+    value: Tensor
+    name: str
+    layout: str | None
+
+
+class Walk:
+    """Runs a model's forward pass once and attaches a table's inverse layers to its sites.
+
+    Parameters
+    ----------
+    model
+        The model.
+    table
+        Which inverse layer goes where; None attaches nothing.
+    vocabulary
+        The operations known.
+    layer
+        Name of the module call or site whose output to catch.
+    stop
+        Whether the forward pass may end at that layer.
+
+    Attributes
+    ----------
+    sites : list of Site
+        In order of execution.
+    calls : list of str
+        Names of all module calls, composites included, in order of their return.
+    captured : Capture or None
+        What was caught at ``layer``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        table: Table | None = None,
+        vocabulary: Vocabulary | None = None,
+        *,
+        layer: str | None = None,
+        stop: bool = False,
+    ) -> None:
+        self.model = model
+        self.table = table if table is not None else Table({})
+        self.vocabulary = vocabulary if vocabulary is not None else Vocabulary()
+        self.layer = layer
+        self.stop = stop
+        self.sites: list[Site] = []
+        self.calls: list[str] = []
+        self.captured: Capture | None = None
+        self.paths = {module: path for path, module in model.named_modules()}
+        self.layouts = Layouts(model)
+        self._names = Names(set(self.paths.values()))
+        self._stack: list[_Frame] = []
+        self._thread = threading.get_ident()
+        self._kept: dict[int, list[Kept]] = {}
+        self._anchor = torch.zeros((), requires_grad=True)
+        self._probed: dict[nn.Module, bool] = {}
+        self._interceptor = _Interceptor(self)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward pass; return the model's output, None when it ended at the layer.
+
+        Raises
+        ------
+        Exception
+            Whatever the model raises, marked with ``attribkit_origin = "model forward"``.
+        """
+        grad = torch.is_grad_enabled()
+        try:
+            with self._hooked(), self._interceptor:
+                return self.model(*args, **kwargs)
+        except StopForward:
+            return None
+        except MethodError:
+            raise
+        except Exception as error:
+            mark_model_error(error, self.model, self._where())
+            raise
+        finally:
+            torch.set_grad_enabled(grad)
+            self._stack.clear()
+            self._kept.clear()
+
+    @property
+    def rewritten(self) -> int:
+        """How many sites so far carry the signal otherwise than by their ordinary derivative."""
+        return sum(site.inverse_layer is not None and not site.inverse_layer.ordinary for site in self.sites)
+
+    def names(self) -> list[str]:
+        """Return every name a layer can be asked for by: module calls and functional sites."""
+        return list(dict.fromkeys([site.name for site in self.sites] + [name for name in self.calls if name]))
+
+    def _where(self) -> str:
+        return next((frame.name for frame in reversed(self._stack) if frame.name), "")
+
+    # -- modules ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        handles: list[Any] = []
+        try:
+            for module in self.paths:
+                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what an interrupt left between a hook's registration and the note of its handle."""
+        for module in self.paths:
+            for hooks, own in ((module._forward_pre_hooks, self._enter), (module._forward_hooks, self._leave)):
+                for key in [key for key, hook in hooks.items() if hook == own]:
+                    del hooks[key]
+                    for extra in ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs"):
+                        getattr(module, extra).pop(key, None)
+                    module._forward_hooks_always_called.pop(key, None)
+
+    def _enter(self, module: nn.Module, *call: Any) -> Any:
+        # Another thread can catch a hook between its registration and torch's note that it takes keywords: gate first.
+        if threading.get_ident() != self._thread:
+            return None
+        args, kwargs = call
+        path = self.paths[module]
+        known = self.vocabulary.module_kind(type(module))
+        inside_whole = bool(self._stack) and self._stack[-1].whole
+        frame = _Frame(
+            module=module,
+            path=path,
+            name="" if inside_whole else self._names.for_module(path),
+            known=known,
+            whole=inside_whole or (known is not None and known.whole),
+            claimable=bool(path) and is_op_module(module, known),
+            first_site=len(self.sites),
+        )
+        self._stack.append(frame)
+        if inside_whole:
+            return None
+        if frame.claimable and known is not None and known.kind in ("rectifier", "hardtanh"):
+            if self._is_opaque_rectifier(module, known, args, kwargs):
+                frame.whole, frame.claimable = True, False
+        if frame.claimable:
+            return None
+        layer = self._layer_for_module(frame)
+        if layer is None:
+            return None
+        frame.whole = True
+        kind = known.kind if known is not None else "other"
+        with torch._C.DisableTorchFunction():  # our own tensor calls are no sites
+            leaves, spec = tree_flatten((args, kwargs))
+            pending, leaves = self._prepare(frame.name, kind, module, layer, leaves, dict)
+        frame.pending = pending
+        return tree_unflatten(leaves, spec) if pending is not None else None
+
+    def _layer_for_module(self, frame: _Frame) -> InverseLayer | None:
+        """Return the layer attached to a module as a whole: by name, by its class, or by its kind if it has one."""
+        known = frame.known
+        if known is not None and frame.whole:
+            return self.table.find(frame.name, known.kind, frame.module)
+        if known is not None and has_forward_of(frame.module, known.cls):
+            return None
+        found = self.table.by_name(frame.name) if frame.name else None
+        if found is None:
+            found = self.table.by_class(type(frame.module))
+            if found is not None and known is not None and self.table.by_class(known.cls) is found:
+                return None  # meant for the operation inside (a batch norm's, not its fused activation's)
+        return found
+
+    def _leave(self, module: nn.Module, *call: Any) -> Any:
+        if threading.get_ident() != self._thread or not self._stack:
+            return None
+        output = call[-1]
+        while self._stack:  # frames above this one belong to calls whose exception the model caught
+            frame = self._stack.pop()
+            if frame.module is module:
+                break
+        else:
+            return None
+        if output is None:
+            return None
+        with torch._C.DisableTorchFunction():  # our own tensor calls are no sites
+            replaced = None
+            if frame.pending is not None:
+                output = replaced = self._finish_module(frame, frame.pending, output)
+            if frame.name:
+                self.calls.append(frame.name)
+                self._record_module(frame, output)
+                if frame.name == self.layer:
+                    self._catch(first_tensor(output), frame.name)
+        return replaced
+
+    def _record_module(self, frame: _Frame, output: Any) -> None:
+        """Record a module that is one site as a whole; sites inside it are not sites of their own."""
+        known = frame.known
+        if not frame.whole or (known is None and frame.pending is None):
+            return
+        kind = known.kind if known is not None else "other"
+        if kind == "hardtanh":
+            kind = "rectifier" if getattr(frame.module, "min_val", None) == 0 else "gate"
+        layer = frame.pending.call.layer if frame.pending is not None else self._layer_for_module(frame)
+        value = first_tensor(output)
+        shape = tuple(value.shape) if value is not None else None
+        self.sites.append(
+            Site(
+                frame.name,
+                kind,
+                type(frame.module).__name__,
+                frame.path,
+                input_shape=tuple(frame.pending.call.input_shapes[0]) if frame.pending is not None else shape,
+                output_shape=shape,
+                layout=self.layouts.of(value),
+                inverse_layer=layer,
+            )
+        )
+
+    def _is_opaque_rectifier(self, module: nn.Module, known: ModuleKind, args: Any, kwargs: Any) -> bool:
+        """Tell whether a rectifier's subclass computes it without calling one, so that the module is the site."""
+        if has_forward_of(module, known.cls):
+            return False
+        if module not in self._probed:
+            probe = _Probe(self.vocabulary)
+            leaves, spec = tree_flatten((args, kwargs))
+            copies = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            own_args, own_kwargs = tree_unflatten(copies, spec)
+            self._interceptor.paused = True
+            try:
+                with torch.no_grad(), probe:
+                    module.forward(*own_args, **own_kwargs)
+            finally:
+                self._interceptor.paused = False
+            self._probed[module] = not probe.found
+        return self._probed[module]
+
+    def _finish_module(self, frame: _Frame, pending: _Pending, output: Any) -> Any:
+        leaves, spec = tree_flatten(output)
+        floats = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not floats:
+            return output
+        if len(floats) > 1:
+            raise MethodError(
+                f"{pending.call.layer!r} is attached to {frame.name!r} ({type(frame.module).__name__}), which returns "
+                f"{len(floats)} tensors; attach to the sites inside it"
+            )
+        leaves[floats[0]] = self._finish(pending, leaves[floats[0]])
+        return tree_unflatten(leaves, spec)
+
+    # -- functions -------------------------------------------------------------------------------------------------
+
+    def call(self, operation: Operation, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call of a known function: name it, attach its inverse layer if it has one, record it."""
+        frame = self._stack[-1] if self._stack else None
+        kind = operation.kind_of_call(args, kwargs)
+        if frame is None or frame.whole or kind is None:
+            self._rescue(operation, function, args, kwargs)
+            return function(*args, **kwargs)
+        claimed = frame.claimable and frame.known is not None and frame.known.kind in (kind, operation.kind)
+        if claimed:
+            frame.claimable = False
+            name, module = frame.name, frame.module
+        else:
+            name, module = self._names.for_function(frame.path, operation.name), None
+        layer = self.table.find(name, kind, module, function)
+        if layer is None:
+            self._rescue(operation, function, args, kwargs)
+            output = function(*args, **kwargs)
+        else:
+            output = self._call_inverted(name, kind, module, layer, operation, function, args, kwargs)
+        value = first_tensor(output)
+        self.layouts.after(kind, operation.name, args, value)
+        self.sites.append(
+            Site(
+                name,
+                kind,
+                type(module).__name__ if module is not None else f"{operation.name}()",
+                frame.path,
+                input_shape=_shape_of(first_tensor((args, kwargs))),
+                output_shape=_shape_of(value),
+                layout=self.layouts.of(value),
+                inverse_layer=layer,
+                functional=module is None,
+            )
+        )
+        if self.layer is not None and module is None and name == self.layer:
+            self._catch(value, name)
+        return output
+
+    def _call_inverted(
+        self,
+        name: str,
+        kind: str,
+        module: nn.Module | None,
+        layer: InverseLayer,
+        operation: Operation,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        leaves, spec = tree_flatten((args, kwargs))
+
+        def params() -> dict[str, Any]:
+            bound = operation.bind(*tree_unflatten(plain_leaves, spec))
+            return {key: value for key, value in bound.items() if value is not _INPUT}
+
+        pending, aliases = self._prepare(name, kind, module, layer, leaves, params)
+        if pending is None:
+            self._rescue(operation, function, args, kwargs)
+            return function(*args, **kwargs)
+        carried = {id(tensor) for tensor in pending.inputs}
+        # the record of parameters must not keep the inputs alive: that is what `needs` is for
+        plain_leaves = [
+            _INPUT if id(leaf) in carried else leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves
+        ]
+        self._rescue(operation, function, args, kwargs)
+        new_args, new_kwargs = tree_unflatten(aliases, spec)
+        if kind == "max_pool":
+            result, pending.call.switches, pair = _pool_with_switches(operation, function, new_args, new_kwargs)
+            attached = self._finish(pending, result)
+            return (attached, pending.call.switches) if pair else attached
+        result = function(*new_args, **new_kwargs)
+        if isinstance(result, Tensor):
+            return self._finish(pending, result)
+        out, out_spec = tree_flatten(result)
+        floats = [i for i, leaf in enumerate(out) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if len(floats) != 1:
+            raise MethodError(f"{layer!r} is attached to {name!r}, whose {operation.name}() returns {len(floats)} tensors")
+        out[floats[0]] = self._finish(pending, out[floats[0]])
+        return tree_unflatten(out, out_spec)
+
+    # -- attaching -------------------------------------------------------------------------------------------------
+
+    def _prepare(
+        self,
+        name: str,
+        kind: str,
+        module: nn.Module | None,
+        layer: InverseLayer,
+        leaves: list[Any],
+        params: Callable[[], dict[str, Any]],
+    ) -> tuple[_Pending | None, list[Any]]:
+        """Put aliases, each at the start of a graph of its own, in place of the tensors that carry a signal."""
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+            return None, leaves
+        if kind in SINGLE_INPUT:
+            inputs, rest = tensors[:1], tensors[1:]
+            if not inputs[0].requires_grad and not any(t.requires_grad and not t.is_leaf for t in rest):
+                return None, leaves
+        else:
+            inputs = [t for t in tensors if not isinstance(t, nn.Parameter)]
+            rest = []
+        inputs = list({id(t): t for t in inputs}.values()) if kind == "other" else inputs
+        # parameters are leaves: only what was itself computed from the input (a routed weight, say) takes a signal
+        extras = [t for t in rest if t.requires_grad and not t.is_leaf]
+        call = SiteCall(name, kind, module, layer, params)
+        call.input_shapes = tuple(t.shape for t in inputs)
+        if "input" in layer.needs:
+            call._inputs = tuple(self._keep(t) for t in inputs)
+        wanted = [*inputs, *extras]
+        aliases = [source(t, self._anchor) for t in wanted]
+        queue: dict[int, list[Tensor]] = {}
+        for tensor, alias in zip(wanted, aliases, strict=True):
+            queue.setdefault(id(tensor), []).append(alias)
+        replaced = []
+        for leaf in leaves:
+            waiting = queue.get(id(leaf)) if isinstance(leaf, Tensor) else None
+            replaced.append((waiting.pop(0) if len(waiting) > 1 else waiting[0]) if waiting else leaf)
+        pending = _Pending(
+            call,
+            tuple(inputs),
+            tuple(extras),
+            tuple(aliases),
+            edges_of(tuple(aliases)),
+            tuple(t._version for t in inputs),
+        )
+        return pending, replaced
+
+    def _finish(self, pending: _Pending, result: Tensor) -> Tensor:
+        changed = [t._version != v for t, v in zip(pending.inputs, pending.versions, strict=True)]
+        in_place = any(result is alias for alias in pending.aliases[:1])
+        if any(changed) and not (in_place and not any(changed[1:])):
+            raise MethodError(
+                f"{pending.call.layer!r} is attached to {pending.call.name!r}, which changes an input in place and "
+                "returns another tensor; attach to the sites inside it"
+            )
+        if "output" in pending.call.layer.needs:
+            pending.call._output = self._keep(result)
+        return attach(pending.call, pending.inputs, pending.extras, pending.sources, result, in_place and changed[0])
+
+    def _keep(self, tensor: Tensor) -> Kept:
+        kept = Kept(tensor)
+        self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(kept)
+        return kept
+
+    def _rescue(self, operation: Operation | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Copy kept values that an in-place operation is about to change."""
+        if not self._kept or not is_in_place(operation, function, args, kwargs):
+            return
+        target = first_tensor((args, kwargs))
+        if target is not None:
+            for kept in self._kept.pop(target.untyped_storage().data_ptr(), ()):
+                kept.rescue()
+
+    def _catch(self, value: Tensor | None, name: str) -> None:
+        if self.captured is not None or value is None:
+            return
+        # a copy, so that an in-place operation that follows changes nothing
+        self.captured = Capture(value.clone(), name, self.layouts.of(value, name))
+        if self.stop and (not self.table or self.rewritten):
+            raise StopForward
+        torch.set_grad_enabled(False)  # what comes now is watched for its sites only
+
+
+class _Interceptor(TorchFunctionMode):
+    """Reports every torch function called in this thread to the walk."""
+
+    def __init__(self, walk: Walk) -> None:
+        super().__init__()
+        self.walk = walk
+        self.functions = walk.vocabulary.functions
+        self.paused = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        operation = self.functions.get(func)
+        if operation is not None:
+            return self.walk.call(operation, func, args, kwargs)
+        self.walk._rescue(None, func, args, kwargs)
+        output = func(*args, **kwargs)
+        if func in MOVES:
+            self.walk.layouts.moved(func, args, kwargs)
+        return output
+
+
+class _Probe(TorchFunctionMode):
+    """Notes whether a rectifier function is called."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.functions = vocabulary.functions
+        self.found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operation = self.functions.get(func)
+        if operation is not None and operation.kind_of_call(args, kwargs or {}) == "rectifier":
+            self.found = True
+        return func(*args, **(kwargs or {}))
+
+
+class _Input:
+    def __repr__(self) -> str:
+        return "<input>"
+
+
+_INPUT = _Input()
+
+
+def first_tensor(tree: Any) -> Tensor | None:
+    """Return the first floating-point tensor of nested tuples, lists and dicts, None where there is none."""
+    if isinstance(tree, Tensor):
+        return tree if tree.is_floating_point() else None
+    if isinstance(tree, (list, tuple)):
+        parts: Any = tree
+    elif isinstance(tree, dict):
+        parts = tree.values()
+    else:
+        return None
+    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+
+
+def is_in_place(operation: Operation | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether this call of a torch function may change its first argument."""
+    name = getattr(function, "__name__", "")
+    if name.endswith("__"):
+        return name.startswith("__i") or name == "__setitem__"
+    if name.endswith("_") or "out" in kwargs or kwargs.get("inplace"):
+        return True
+    return operation is not None and bool(operation.bind(args, kwargs).get("inplace"))
+
+
+def _pool_with_switches(
+    operation: Operation, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor, bool]:
+    """Run a max pool so that it tells its switches; say whether the caller's call returns them too."""
+    bound = operation.bind(args, kwargs)
+    if "return_indices" not in bound:  # the *_with_indices functions and torch.adaptive_max_pool*: pairs already
+        values, switches = function(*args, **kwargs)
+        return values, switches, True
+    pair = bool(bound.pop("return_indices")) or isinstance(function, type(torch.relu)) and "adaptive" in operation.name
+    values, switches = getattr(F, operation.name)(**bound, return_indices=True)
+    return values, switches, pair
+
+
+def mark_model_error(error: Exception, model: nn.Module, where: str) -> None:
+    """Mark an exception as the model's own, so that messages can say whose it is; its type stays as it is."""
+    if hasattr(error, "attribkit_origin"):
+        return
+    try:
+        error.attribkit_origin = "model forward"  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        return
+    place = f" (in {where!r})" if where else ""
+    note = f"raised by the model's forward: {type(model).__name__}{place}"
+    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
+
+
+def _shape_of(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return tuple(tensor.shape) if tensor is not None else None
