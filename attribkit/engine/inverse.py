@@ -100,6 +100,8 @@ class SiteCall:
         The call's arguments by name other than its tensor inputs (weight, bias, stride, …).
     switches : LongTensor or None
         Max pools: flat index of each window's maximum within the input's spatial dimensions, of the output's shape.
+    spatial_dims : int
+        Max pools: how many trailing dimensions the windows have.
     input_shapes : tuple of torch.Size
         Shapes of the tensor inputs.
     """
@@ -112,6 +114,7 @@ class SiteCall:
         self.module = module
         self.layer = layer
         self.switches: Tensor | None = None
+        self.spatial_dims = 0
         self.input_shapes: tuple[torch.Size, ...] = ()
         self._params = params
         self._inputs: tuple[Kept, ...] | None = None

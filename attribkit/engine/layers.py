@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attribkit.engine.inverse import InverseLayer
+from attribkit.errors import MethodError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,8 @@ class Unpool(InverseLayer):
 
     def carry(self, signal: Tensor, site: SiteCall) -> Signal:
         """Return the signal put at its switches, zero elsewhere."""
+        if site.switches is None:
+            raise MethodError(f"{self!r} is attached to {site.name!r}, a {site.kind} without switches")
         shape = site.input_shapes[0]
         spatial = site.spatial_dims
         empty = signal.new_zeros(shape).flatten(-spatial)

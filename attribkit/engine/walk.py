@@ -376,6 +376,7 @@ class Walk:
         new_args, new_kwargs = tree_unflatten(aliases, spec)
         if kind == "max_pool":
             result, pending.call.switches, pair = _pool_with_switches(operation, function, new_args, new_kwargs)
+            pending.call.spatial_dims = int(operation.name.split("_with")[0][-2])
             attached = self._finish(pending, result)
             return (attached, pending.call.switches) if pair else attached
         result = function(*new_args, **new_kwargs)

@@ -1,0 +1,160 @@
+"""Leave no trace: whatever a call does to a model, its inputs, the generators and grad mode is undone at its end."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_lock = threading.RLock()
+# module -> [calls under way, its training flag before the first of them]; entries live only while a call does
+_in_eval: dict[nn.Module, list[Any]] = {}
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run in eval mode; with several calls at once the flags come back when the last one ends.
+
+    The flags are set one by one: ``model.eval()`` may be overridden to do more than that.
+    """
+    modules = list(model.modules())
+    entered: list[nn.Module] = []
+    try:
+        with _lock:
+            for module in modules:
+                entered.append(module)
+                entry = _in_eval.setdefault(module, [0, module.training])
+                entry[0] += 1
+                if module.training:
+                    module.training = False
+        yield
+    finally:
+        with _lock:
+            for module in entered:
+                entry = _in_eval.get(module, [0, module.training])
+                entry[0] -= 1
+                if entry[0] <= 0:
+                    _in_eval.pop(module, None)
+                    if module.training != entry[1]:
+                        module.training = entry[1]
+
+
+@contextmanager
+def same_generators(device: torch.device) -> Iterator[None]:
+    """Put the random generators of torch (CPU and ``device``), ``random`` and numpy back if they were advanced."""
+    cpu = torch.get_rng_state()
+    accelerator = _accelerator(device)
+    on_device = accelerator.get_rng_state(device) if accelerator is not None else None
+    python = random.getstate()
+    numpy = sys.modules.get("numpy")
+    np_state = numpy.random.get_state(legacy=False) if numpy is not None else None
+    try:
+        yield
+    finally:
+        # only what moved is put back: another thread may be drawing from the same generators
+        if not torch.equal(torch.get_rng_state(), cpu):
+            torch.set_rng_state(cpu)
+        if accelerator is not None and on_device is not None:
+            if not torch.equal(accelerator.get_rng_state(device), on_device):
+                accelerator.set_rng_state(on_device, device)
+        if random.getstate() != python:
+            random.setstate(python)
+        if numpy is not None and np_state is not None:
+            if not _same_numpy_state(numpy.random.get_state(legacy=False), np_state):
+                numpy.random.set_state(np_state)
+
+
+def _same_numpy_state(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    inner_now, inner_before = now["state"], before["state"]
+    if now["bit_generator"] != before["bit_generator"] or inner_now.keys() != inner_before.keys():
+        return False
+    gauss = ("has_gauss", "gauss")
+    return all(now.get(key) == before.get(key) for key in gauss) and all(
+        bool((inner_now[key] == inner_before[key]).all())
+        if hasattr(inner_now[key], "all")
+        else inner_now[key] == inner_before[key]
+        for key in inner_now
+    )
+
+
+def _accelerator(device: torch.device) -> Any:
+    module = getattr(torch, device.type, None) if device.type not in ("cpu", "meta") else None
+    return module if module is not None and hasattr(module, "get_rng_state") else None
+
+
+@contextmanager
+def same_tensors(model: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Put back buffers that a forward pass changed or replaced, and what was set on parameters and inputs.
+
+    Buffers are copied (statistics are small); parameters are not, since no forward pass writes to them.
+    """
+    buffers = [(module, name, value) for module in model.modules() for name, value in module._buffers.items()]
+    copies = [value.detach().clone() if value is not None and not value.is_meta else None for _, _, value in buffers]
+    versions = [_version(value) for _, _, value in buffers]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    inputs_requires_grad, inputs_grad = inputs.requires_grad, inputs.grad if inputs.is_leaf else None
+    try:
+        yield
+    finally:
+        for (module, name, value), copy, version in zip(buffers, copies, versions, strict=True):
+            if module._buffers.get(name) is not value:
+                module._buffers[name] = value
+            if value is not None and copy is not None and (version is None or _version(value) != version):
+                with torch.inference_mode(value.is_inference()), torch.no_grad():
+                    if not torch.equal(value, copy):
+                        value.copy_(copy)
+        for parameter, requires_grad, grad in parameters:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
+        if inputs.is_leaf:
+            if inputs.requires_grad != inputs_requires_grad:
+                inputs.requires_grad_(inputs_requires_grad)
+            if inputs.grad is not inputs_grad:
+                inputs.grad = inputs_grad
+
+
+def _version(value: Tensor | None) -> int | None:
+    return None if value is None or value.is_inference() else value._version
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Run compiled modules as they were written, so that their operations can be seen."""
+    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+    compiled = compiled or any(hasattr(module, "_orig_mod") for module in model.modules())
+    if not compiled:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def pristine(model: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Give a call its own world: eval mode, gradients on, inference mode off; everything is put back at the end.
+
+    Parameters
+    ----------
+    model
+        The model about to be attributed.
+    inputs
+        The caller's inputs, of any shape.
+    """
+    with ExitStack() as stack:
+        grad = torch.is_grad_enabled()
+        stack.enter_context(torch.inference_mode(False))
+        stack.callback(torch.set_grad_enabled, grad)
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(same_generators(inputs.device))
+        stack.enter_context(same_tensors(model, inputs))
+        stack.enter_context(eval_mode(model))
+        stack.enter_context(eager(model))
+        yield
