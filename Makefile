@@ -1,0 +1,65 @@
+# What a developer types. Nothing is assumed but python3 and make: the first target that needs them makes a virtual
+# environment in .venv and installs attribkit with its tools there, again only when pyproject.toml changes.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+STAMP := $(VENV)/.installed
+PIP_FLAGS ?= --quiet --disable-pip-version-check --no-input
+DEMO_OUT ?= out/demo
+PYTEST_FLAGS ?=
+# The models that `make zoo` takes, such as ZOO="resnet18 convnext_atto"; empty: one of each of timm's families.
+ZOO ?=
+
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test lint format types check docs bench zoo clean distclean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
+		printf '  make %-10s %s\n' "$$target" "$$text"; done
+
+venv: $(STAMP)  ## make .venv and install attribkit with its tools
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "attribkit needs Python 3.10 or later, $(PYTHON) is " + sys.version)'
+	@test -x $(VENV)/bin/pip || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing attribkit and its tools into $(VENV); the first time this fetches torch and takes minutes"
+	@$(RUN) pip install $(PIP_FLAGS) --editable '.[dev]'
+	@touch $@
+	@echo "Installed"
+
+demo: $(STAMP)  ## explain the sample photograph, and say where the page is
+	@$(VENV)/bin/attribkit demo --out $(DEMO_OUT)
+	@echo "The page: $$(cd '$(DEMO_OUT)' && pwd)/report.html"
+
+test: $(STAMP)  ## run the tests
+	$(RUN) pytest $(PYTEST_FLAGS)
+
+lint: $(STAMP)  ## check style and format
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+format: $(STAMP)  ## put the code in format
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+types: $(STAMP)  ## check the types
+	$(RUN) mypy
+
+check: lint types docs test  ## all of lint, types, docs and test
+
+docs: $(STAMP)  ## check the documentation: every relative link leads somewhere
+	$(VENV)/bin/python docs/check_links.py *.md docs/*.md
+
+bench: $(STAMP)  ## run the benchmarks
+	$(RUN) pytest -s -o python_files='bench_*.py' tests/benchmarks
+
+zoo: $(STAMP)  ## walk through many of timm's models; ZOO="name name" takes these
+	ZOO="$(ZOO)" $(RUN) pytest -o python_files='zoo_*.py' tests/zoo
+
+clean:  ## remove what the other targets made, except .venv
+	rm -rf build dist out attribkit-report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv too
+	rm -rf $(VENV)
