@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from attribkit.engine.layout import LAYOUTS
-from attribkit.engine.sites import unknown_layer
 from attribkit.engine.units import select, strongest, token_grid, unit_mask
-from attribkit.engine.walk import Capture, Walk
+from attribkit.engine.walk import Capture, Walk, mark_model_error
 from attribkit.errors import InputError, InputTypeError, ModelError
 
 Position = Literal["max", "all"] | int | tuple[int, int]
@@ -124,13 +123,7 @@ class Target:
         """Run the model on ``x`` and return what scores are read off: its output, or a `Capture` of the layer's."""
         rows = self._rows(len(x), index)
         kwargs = self.kwargs_for(rows if index is not None else None)
-        if self.layer is None:
-            return model(x, **kwargs)
-        walk = Walk(model, layer=self.layer, stop=True)
-        walk.run(x, **kwargs)
-        if walk.captured is None:
-            raise unknown_layer(self.layer, walk.names())
-        return walk.captured
+        return observe(model, x, self.layer, kwargs)
 
     def read(self, observed: Any, index: Tensor | None = None) -> Tensor:
         """Return the scores [B] of what `observe` returned."""
@@ -256,6 +249,27 @@ class UnitTarget(Target):
         return (self.positions if index is None else self.positions[index.to(self.positions.device)]).to(device)
 
 
+def observe(model: nn.Module, x: Tensor, layer: str | None, kwargs: dict[str, Any]) -> Any:
+    """Run the model on ``x`` [B, C, H, W] and return its output, or the `Capture` of a layer's.
+
+    Raises
+    ------
+    UnknownNameError
+        The forward pass does not call ``layer``.
+    Exception
+        Whatever the model raises, marked with ``attribkit_origin = "model forward"``.
+    """
+    if layer is not None:
+        walk = Walk(model, layers=[layer], stop=True)
+        walk.run(x, **kwargs)
+        return walk.catch(layer)
+    try:
+        return model(x, **kwargs)
+    except Exception as error:
+        mark_model_error(error, model, "")
+        raise
+
+
 def class_scores(output: Any) -> Tensor:
     """Return the class scores [N, K] in a model's output.
 
@@ -334,6 +348,19 @@ class PendingTarget:
         self.size = size
         self.forward_kwargs = dict(forward_kwargs or {})
         self.layer = target.layer if isinstance(target, (Unit, Target)) else None
+
+    def part(self, rows: slice) -> PendingTarget:
+        """Return the pending target of some of the samples."""
+        index = torch.arange(self.size)[rows]
+        if len(index) == self.size:
+            return self
+        given = self.given
+        if isinstance(given, Target):
+            given = given.take(index)
+        elif isinstance(given, Tensor) and given.ndim == 1:
+            given = given[rows]
+        kwargs = Target(self.size, self.forward_kwargs).kwargs_for(index)
+        return PendingTarget(given, len(index), kwargs)
 
     def resolve(self, observed: Any, model: nn.Module) -> Target:
         """Fix each sample's class or unit from the model's output, or the layer's `Capture`, on the caller's inputs.

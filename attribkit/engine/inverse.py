@@ -282,7 +282,9 @@ def attach(
     call._sources = sources[: len(inputs)]
     call._extras = sources[len(inputs) :]
     if changed:
-        return _CarryInPlace.apply(call, inputs[0], *inputs[1:], *extras)  # type: ignore[no-any-return]
+        # the values are already there: marking the tensor as changed must not outdate what the operation saved of them
+        with torch.autograd._unsafe_preserve_version_counter(inputs[0]):
+            return _CarryInPlace.apply(call, inputs[0], *inputs[1:], *extras)  # type: ignore[no-any-return]
     return _Carry.apply(call, result, *inputs, *extras)  # type: ignore[no-any-return]
 
 
@@ -332,11 +334,18 @@ class Table:
     def __bool__(self) -> bool:
         return bool(self.names or self.classes or self.functions or self.kinds)
 
+    def layers(self) -> list[InverseLayer]:
+        """Return every inverse layer in the table."""
+        named = [layer for _, layer in self.names]
+        return [*named, *self.classes.values(), *self.functions.values(), *self.kinds.values()]
+
     def all_batched(self) -> bool:
         """Tell whether every layer of the table can carry many signals at once."""
-        layers = [layer for _, layer in self.names]
-        layers += [*self.classes.values(), *self.functions.values(), *self.kinds.values()]
-        return all(layer.batched for layer in layers)
+        return all(layer.batched for layer in self.layers())
+
+    def all_ordinary(self) -> bool:
+        """Tell whether every layer of the table computes the ordinary derivative."""
+        return all(layer.ordinary for layer in self.layers())
 
     def by_name(self, name: str) -> InverseLayer | None:
         """Return the layer of the first pattern that matches the whole of ``name``."""

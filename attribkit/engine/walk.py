@@ -7,7 +7,7 @@ attaches it; a site without one is left to autograd untouched.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from attribkit.engine.inverse import InverseLayer, Kept, SiteCall, Table, attach, edges_of, source
 from attribkit.engine.layout import MOVES, Layouts
 from attribkit.engine.ops import SINGLE_INPUT, ModuleKind, Operation, Vocabulary, has_forward_of, is_op_module
-from attribkit.engine.sites import Names, Site
+from attribkit.engine.sites import Names, Site, unknown_layer
 from attribkit.errors import MethodError
 
 
@@ -75,10 +75,10 @@ class Walk:
         Which inverse layer goes where; None attaches nothing.
     vocabulary
         The operations known.
-    layer
-        Name of the module call or site whose output to catch.
+    layers
+        Names of the module calls or sites whose outputs to catch.
     stop
-        Whether the forward pass may end at that layer.
+        Whether the forward pass may end once all of them are caught.
 
     Attributes
     ----------
@@ -86,8 +86,10 @@ class Walk:
         In order of execution.
     calls : list of str
         Names of all module calls, composites included, in order of their return.
-    captured : Capture or None
-        What was caught at ``layer``.
+    captured : dict of str to Capture
+        What was caught, by layer.
+    complete : bool
+        Whether the forward pass ran to its end.
     """
 
     def __init__(
@@ -96,17 +98,18 @@ class Walk:
         table: Table | None = None,
         vocabulary: Vocabulary | None = None,
         *,
-        layer: str | None = None,
+        layers: Iterable[str | None] = (),
         stop: bool = False,
     ) -> None:
         self.model = model
         self.table = table if table is not None else Table({})
         self.vocabulary = vocabulary if vocabulary is not None else Vocabulary()
-        self.layer = layer
+        self.layers = {layer for layer in layers if layer is not None}
         self.stop = stop
         self.sites: list[Site] = []
         self.calls: list[str] = []
-        self.captured: Capture | None = None
+        self.captured: dict[str, Capture] = {}
+        self.complete = False
         self.paths = {module: path for path, module in model.named_modules()}
         self.layouts = Layouts(model)
         self._names = Names(set(self.paths.values()))
@@ -128,7 +131,9 @@ class Walk:
         grad = torch.is_grad_enabled()
         try:
             with self._hooked(), self._interceptor:
-                return self.model(*args, **kwargs)
+                output = self.model(*args, **kwargs)
+                self.complete = True
+                return output
         except StopForward:
             return None
         except MethodError:
@@ -144,7 +149,16 @@ class Walk:
     @property
     def rewritten(self) -> int:
         """How many sites so far carry the signal otherwise than by their ordinary derivative."""
-        return sum(site.inverse_layer is not None and not site.inverse_layer.ordinary for site in self.sites)
+        attached = [site.inverse_layer for site in self.sites if site.inverse_layer is not None]
+        if self.table.all_ordinary():
+            return len(attached)
+        return sum(not layer.ordinary for layer in attached)
+
+    def catch(self, layer: str) -> Capture:
+        """Return what was caught at a layer; `UnknownNameError` where the forward pass never called it."""
+        if layer not in self.captured:
+            raise unknown_layer(layer, self.names())
+        return self.captured[layer]
 
     def names(self) -> list[str]:
         """Return every name a layer can be asked for by: module calls and functional sites."""
@@ -247,7 +261,7 @@ class Walk:
             if frame.name:
                 self.calls.append(frame.name)
                 self._record_module(frame, output)
-                if frame.name == self.layer:
+                if frame.name in self.layers:
                     self._catch(first_tensor(output), frame.name)
         return replaced
 
@@ -342,7 +356,7 @@ class Walk:
                 functional=module is None,
             )
         )
-        if self.layer is not None and module is None and name == self.layer:
+        if module is None and name in self.layers:
             self._catch(value, name)
         return output
 
@@ -464,11 +478,13 @@ class Walk:
                 kept.rescue()
 
     def _catch(self, value: Tensor | None, name: str) -> None:
-        if self.captured is not None or value is None:
+        if name in self.captured or value is None:
             return
         # a copy, so that an in-place operation that follows changes nothing
-        self.captured = Capture(value.clone(), name, self.layouts.of(value, name))
-        if self.stop and (not self.table or self.rewritten):
+        self.captured[name] = Capture(value.clone(), name, self.layouts.of(value, name))
+        if not self.stop or len(self.captured) < len(self.layers):
+            return
+        if not self.table or self.rewritten:
             raise StopForward
         torch.set_grad_enabled(False)  # what comes now is watched for its sites only
 

@@ -1,0 +1,348 @@
+"""The front door: `attribute`, `project`, `inspect`, `methods`."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attribkit import progress as bars
+from attribkit.attribution import Attribution, provenance
+from attribkit.checks import check_inputs, check_options, explain_channels, usable_model
+from attribkit.engine import coverage
+from attribkit.engine.inspection import Inspection
+from attribkit.engine.inverse import Table
+from attribkit.engine.invert import invert, project_units, vocabulary
+from attribkit.engine.layout import stage_names
+from attribkit.engine.state import pristine
+from attribkit.engine.walk import Walk
+from attribkit.errors import CoverageError, CoverageWarning, InputError, InputTypeError, MethodError
+from attribkit.method import InverseMethod, Method
+from attribkit.plugins import MethodEntry, manager
+from attribkit.targets import PendingTarget, Target, Unit, observe
+
+MethodLike = str | type[Method] | Method
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What is known of a method without loading it, and its options.
+
+    Attributes
+    ----------
+    name, summary : str
+        What it is called, and one line on what it does.
+    distribution, version : str
+        What it came with.
+    plugin : str
+        The plugin that registered it.
+    """
+
+    name: str
+    summary: str
+    distribution: str
+    version: str
+    plugin: str
+    _entry: MethodEntry
+
+    @functools.cached_property
+    def options(self) -> dict[str, Any]:
+        """The method's options with their defaults; asking loads the method."""
+        return self._entry.load().options()
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """The method's tags; asking loads the method."""
+        return frozenset(self._entry.load().tags)
+
+    def load(self) -> type[Method]:
+        """Return the method's class."""
+        return self._entry.load()
+
+
+def methods() -> dict[str, MethodInfo]:
+    """Return every method there is, by name.
+
+    Returns
+    -------
+    dict of str to MethodInfo
+    """
+    return {
+        name: MethodInfo(name, entry.summary, entry.distribution, entry.version, entry.plugin.name, entry)
+        for name, entry in sorted(manager().methods.items())
+    }
+
+
+def attribute(
+    model: nn.Module,
+    inputs: Tensor,
+    method: MethodLike = "deconvnet",
+    target: Any = None,
+    *,
+    layer: str | None = None,
+    batch_size: int | None = None,
+    strict: bool = False,
+    progress: bool = False,
+    forward_kwargs: dict[str, Any] | None = None,
+    **options: Any,
+) -> Attribution:
+    """Explain a model's score on some inputs.
+
+    Parameters
+    ----------
+    model
+        Any torch module; it runs in eval mode and is left as it was.
+    inputs
+        Float tensor [N, C, H, W] on the model's device.
+    method
+        A method's name, class or instance.
+    target
+        What to explain: None (each sample's most probable class), an int, a LongTensor [N], a `Unit`, or a callable
+        ``outputs -> scores [N]``.
+    layer
+        For methods with an option of that name it is that option; for the others ``layer="conv5", target=12`` is short for
+        ``target=Unit("conv5", 12)``.
+    batch_size
+        How many samples go through at once; None: all.
+    strict
+        Whether a method that rewrote nothing is an error instead of a warning.
+    progress
+        Whether to show a progress bar.
+    forward_kwargs
+        Further arguments of the model's forward; tensors whose first dimension is N go with their samples.
+    **options
+        The method's own options (``attribkit.methods()[name].options``).
+
+    Returns
+    -------
+    Attribution
+        ``values`` [N, C, H, W] of the inputs' dtype and device.
+
+    Raises
+    ------
+    InputError
+        Inputs, target or options break a rule; the message names them.
+    ModelError
+        The model cannot be used as it is.
+    CoverageError
+        With ``strict``: the method met none of its operations.
+
+    Warns
+    -----
+    CoverageWarning
+        The method met none of its operations, so that the map is the plain gradient.
+    """
+    model = usable_model(model)
+    chosen = find_method(method)
+    if layer is not None:
+        if "layer" in type(chosen).options():
+            options["layer"] = layer
+        else:
+            target = _unit_of(layer, target)
+    check_options(chosen, options)
+    check_inputs(inputs)
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size must be a positive int or None, got {batch_size!r}")
+    pending = PendingTarget(target, len(inputs), forward_kwargs)
+    size = batch_size or len(inputs)
+    parts = []
+    with (
+        pristine(model, inputs),
+        explain_channels(model, inputs),
+        coverage.logging() as log,
+        bars.shown(progress, chosen.name),
+    ):
+        for start in bars.track(range(0, len(inputs), size), chosen.name):
+            rows = slice(start, start + size)
+            parts.append(_explain(model, inputs[rows], chosen, pending.part(rows), options))
+    report = _report(chosen, log, strict=strict)
+    described = [part.target.describe() for part in parts]
+    return Attribution(
+        values=torch.cat([part.values for part in parts]),
+        method=chosen.name or type(chosen).__name__,
+        target=torch.cat(described) if isinstance(described[0], Tensor) else described[0],
+        scores=torch.cat([part.scores for part in parts]),
+        coverage=report,
+        extras=_join_extras([part.extras for part in parts], [len(part.values) for part in parts]),
+        provenance=provenance(model, options),
+        _model=weakref.ref(model),
+    )
+
+
+def project(
+    model: nn.Module,
+    inputs: Tensor,
+    layer: str,
+    channels: Sequence[int],
+    method: MethodLike = "deconvnet",
+    position: Any = "max",
+    *,
+    layout: str | None = None,
+    strict: bool = False,
+) -> Attribution:
+    """Project many units of one layer to pixel space after one forward pass.
+
+    Parameters
+    ----------
+    model, inputs, method, strict
+        As for `attribute`; the method must be a table of inverse layers.
+    layer, channels, position, layout
+        The units: see `Unit`.
+
+    Returns
+    -------
+    Attribution
+        ``values`` [N, len(channels), C, H, W], ``scores`` [N, len(channels)].
+
+    Raises
+    ------
+    InputError
+        Inputs or units break a rule, or the method has no table.
+    """
+    model = usable_model(model)
+    chosen = find_method(method)
+    check_inputs(inputs)
+    channels = list(channels.tolist() if isinstance(channels, Tensor) else channels)
+    units = tuple(Unit(layer, channel, position, layout) for channel in channels)
+    if not units:
+        raise InputError("channels is empty: give at least one channel to project")
+    if not _is_table(chosen):
+        raise InputError(f"project() needs a method given by a table of inverse layers; {chosen.name!r} is none")
+    with pristine(model, inputs), explain_channels(model, inputs), coverage.logging() as log:
+        found = project_units(
+            model, inputs, layer, channels, position, chosen.table(), unit_signal=chosen.unit_signal, layout=layout
+        )
+    return Attribution(
+        values=found.values,
+        method=chosen.name,
+        target=units,
+        scores=found.scores,
+        coverage=_report(chosen, log, strict=strict),
+        provenance=provenance(model, {}),
+        _model=weakref.ref(model),
+    )
+
+
+def inspect(model: nn.Module, inputs: Tensor, method: MethodLike | None = None) -> Inspection:
+    """List every site of the model's forward pass and what a method would do there.
+
+    Parameters
+    ----------
+    model
+        Any torch module, on any device (the meta device too).
+    inputs
+        Float tensor [N, C, H, W] on the model's device.
+    method
+        A method's name, class or instance; None lists the sites alone.
+
+    Returns
+    -------
+    Inspection
+    """
+    model = usable_model(model)
+    chosen = find_method(method) if method is not None else None
+    check_inputs(inputs)
+    table = chosen.table() if isinstance(chosen, InverseMethod) else Table({})
+    with pristine(model, inputs), explain_channels(model, inputs), torch.no_grad():
+        walk = Walk(model, table, vocabulary())
+        walk.run(inputs.detach().clone())
+    name = chosen.name if chosen is not None else None
+    layers = walk.names()
+    stages = stage_names(model)
+    useful = [layer for layer in layers if layer in stages]
+    return Inspection(
+        type(model).__name__,
+        walk.sites,
+        coverage.summarise(name or "", walk.sites, applies=bool(table)),
+        layers,
+        useful or [site.name for site in walk.sites if site.kind in ("conv", "max_pool")],
+        name,
+    )
+
+
+def find_method(method: MethodLike) -> Method:
+    """Return a method by name, class or instance.
+
+    Raises
+    ------
+    UnknownNameError
+        No method has that name.
+    InputTypeError
+        It is something else.
+    """
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, type) and issubclass(method, Method):
+        return method()
+    if isinstance(method, str):
+        return manager().method(method).load()()
+    raise InputTypeError(f"method must be a name, a Method class or an instance, got {method!r}")
+
+
+@dataclass
+class _Part:
+    values: Tensor
+    scores: Tensor
+    target: Target
+    extras: dict[str, Tensor]
+
+
+def _explain(
+    model: nn.Module, inputs: Tensor, method: Method, pending: PendingTarget, options: dict[str, Any]
+) -> _Part:
+    if _is_table(method) and not options:
+        # a table's own forward pass resolves the target too: no pass is spent on it
+        found = invert(model, inputs, pending, method.table(), unit_signal=method.unit_signal)
+        if found.target is None:
+            raise MethodError("the target was not resolved")
+        return _Part(found.values, found.scores, found.target, {})
+    with torch.no_grad():
+        observed = observe(model, inputs.detach().clone(), pending.layer, pending.forward_kwargs)
+        target = pending.resolve(observed, model)
+        scores = target.read(observed).detach()
+    returned = method.attribute(model, inputs.clone() if inputs.is_inference() else inputs.detach(), target, **options)
+    values, extras = returned if isinstance(returned, tuple) else (returned, {})
+    if not isinstance(values, Tensor) or values.shape != inputs.shape:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise MethodError(f"method {method.name!r} returned {got} for inputs of shape {tuple(inputs.shape)}")
+    values = values.detach().to(device=inputs.device, dtype=inputs.dtype)
+    if values.untyped_storage().data_ptr() == inputs.untyped_storage().data_ptr():
+        values = values.clone()
+    return _Part(values, scores, target, {key: value.detach() for key, value in extras.items()})
+
+
+def _is_table(method: Method) -> bool:
+    return isinstance(method, InverseMethod) and type(method).attribute is InverseMethod.attribute
+
+
+def _report(method: Method, log: coverage.Log, *, strict: bool) -> coverage.Coverage:
+    table = method.table() if isinstance(method, InverseMethod) else None
+    applies = log.applies and bool(table if table is not None else log.rewritten)
+    report = coverage.summarise(method.name, log.sites or [], applies=applies, complete=log.complete)
+    if table and log.applies and log.complete and log.rewritten == 0:
+        message = f"{method.name} met none of the operations it rewrites: the result equals the plain gradient"
+        if strict:
+            raise CoverageError(message)
+        warnings.warn(message, CoverageWarning, stacklevel=3)
+    return report
+
+
+def _join_extras(extras: list[dict[str, Tensor]], sizes: list[int]) -> dict[str, Tensor]:
+    """Join per-batch extras along the sample dimension; what is not per sample is kept from the first batch."""
+    joined = {}
+    for key, first in extras[0].items():
+        per_sample = all(part[key].ndim > 0 and len(part[key]) == n for part, n in zip(extras, sizes, strict=True))
+        joined[key] = torch.cat([part[key] for part in extras]) if per_sample else first
+    return joined
+
+
+def _unit_of(layer: str, target: Any) -> Unit:
+    if isinstance(target, int) and not isinstance(target, bool):
+        return Unit(layer, target)
+    raise InputError(f"layer={layer!r} needs target= a channel of it (an int) or target=Unit(...), got target={target!r}")

@@ -1,0 +1,12 @@
+"""Guided backpropagation."""
+
+from attribkit.engine.layers import GatedRectify
+from attribkit.method import InverseMethod
+
+
+class GuidedBackprop(InverseMethod):
+    """Backpropagation that also rectifies the signal at every rectifier (Springenberg et al. 2015, §3.4)."""
+
+    name = "guided_backprop"
+    summary = "Backprop that also rectifies the signal (Springenberg et al. 2015)"
+    inverse_layers = {"rectifier": GatedRectify()}

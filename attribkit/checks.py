@@ -1,0 +1,114 @@
+"""What the front door checks before and around a call; each error is one line that names the input and the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attribkit.errors import InputError, InputTypeError, ModelError, UnknownOptionError, did_you_mean
+from attribkit.method import Method
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def usable_model(model: Any) -> nn.Module:
+    """Return the module to walk: wrappers taken off, what cannot be walked refused.
+
+    Raises
+    ------
+    InputTypeError
+        It is not a torch module.
+    ModelError
+        It is scripted, quantised, or was created in inference mode.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            break
+    for path, module in model.named_modules():
+        name = f"{path!r} ({type(module).__name__})" if path else type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"model is scripted at {name}: its operations cannot be seen; pass the original torch.nn.Module"
+            )
+        if ".quantized" in type(module).__module__ and type(module).__module__.startswith("torch."):
+            raise ModelError(
+                f"model is quantised at {name}: quantised operations have no derivative; pass the float model"
+            )
+    for path, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ModelError(f"parameter {path!r} was created in inference mode: load the model outside torch.inference_mode()")
+    return model
+
+
+def check_inputs(inputs: Any) -> None:
+    """Check type, rank, dtype and finiteness.
+
+    Raises
+    ------
+    InputError
+        A rule is broken; the message gives the shape, the dtype or the place of the first value at fault.
+    """
+    if not isinstance(inputs, Tensor):
+        raise InputTypeError(f"inputs must be a float tensor [N, C, H, W], got {type(inputs).__name__}")
+    if inputs.ndim != 4:
+        hint = "; add the batch dimension with inputs[None]" if inputs.ndim == 3 else ""
+        raise InputError(f"inputs must be [N, C, H, W], got {inputs.ndim} dimensions {tuple(inputs.shape)}{hint}")
+    if not inputs.is_floating_point():
+        raise InputTypeError(f"inputs must have a float dtype, got {inputs.dtype}")
+    if inputs.numel() == 0:
+        raise InputError(f"inputs is empty: shape {tuple(inputs.shape)}")
+    if inputs.is_meta:
+        return
+    finite = torch.isfinite(inputs)
+    if not bool(finite.all()):
+        place = tuple(int(i) for i in (~finite).nonzero()[0])
+        count = int((~finite).sum())
+        raise InputError(
+            f"inputs has {count} value{'s' * (count != 1)} that {'are' if count != 1 else 'is'} not finite, "
+            f"the first {float(inputs[place])} at [n, c, y, x] = {list(place)}"
+        )
+
+
+def check_options(method: Method, options: dict[str, Any]) -> None:
+    """Refuse options the method does not have.
+
+    Raises
+    ------
+    UnknownOptionError
+        The message suggests the nearest names.
+    """
+    known = type(method).options()
+    for name in options:
+        if name not in known:
+            raise UnknownOptionError(f"method {method.name!r} has no option {name!r}; {did_you_mean(name, known)}")
+
+
+@contextmanager
+def explain_channels(model: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Where the model's forward fails on a wrong channel count, say so instead."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "attribkit_origin", None) != "model forward" or not isinstance(error, RuntimeError):
+            raise
+        first = next(((p, m) for p, m in model.named_modules() if isinstance(m, _CONVOLUTIONS)), None)
+        if first is None or first[1].in_channels == inputs.shape[1] or not _is_channel_error(error):
+            raise
+        raise InputError(
+            f"inputs has {inputs.shape[1]} channels (shape {tuple(inputs.shape)}), but the model's first convolution "
+            f"{first[0]!r} takes {first[1].in_channels}"
+        ) from error
+
+
+def _is_channel_error(error: Exception) -> bool:
+    return "channels" in str(error) or "normalized_shape" in str(error)

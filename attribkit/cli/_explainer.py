@@ -1,0 +1,191 @@
+"""Explaining one image by every method: maps to files, sections to the page, numbers to the summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import attribkit
+from attribkit.cli._group import describe, printable
+from attribkit.cli._output import OutputError
+from attribkit.cli._session import Answer, Session, versions
+from attribkit.errors import InputError, MethodError, PluginError
+from attribkit.plugins import manager
+from attribkit.report import figures
+from attribkit.report.overlay import overlay
+from attribkit.report.page import About, ImageSection, MethodSection
+from attribkit.report.sections import array, method_section, method_title
+from attribkit.targets import Unit
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from attribkit.attribution import Attribution
+    from attribkit.cli._job import Job
+    from attribkit.cli._output import OutputFolder
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One image, explained: its section of the page, its part of the summary, and the errors of methods that failed."""
+
+    section: ImageSection
+    top: list[dict[str, Any]]
+    methods: dict[str, dict[str, Any]]
+    errors: list[Exception]
+
+
+class Explainer:
+    """Explains images as a job asks, with one model.
+
+    Parameters
+    ----------
+    job
+        What was asked for.
+    out
+        Where the maps go.
+
+    Raises
+    ------
+    AttribkitError
+        The model cannot be loaded.
+    """
+
+    def __init__(self, job: Job, out: OutputFolder) -> None:
+        self.job = job
+        self.out = out
+        self.unit = Unit(job.layer, job.channel) if job.layer is not None and job.channel is not None else None
+        self.session = Session(job.model, job.weights, job.labels, job.device)
+
+    def explain(self, photograph: Image.Image, path: Path, name: str, advance: Callable[[int, str], None]) -> Explained:
+        """Explain one image.
+
+        Parameters
+        ----------
+        photograph
+            The image, RGB.
+        path, name
+            Its file, and the name of the files to write.
+        advance
+            Called with the number of steps done and what is being done.
+
+        Raises
+        ------
+        InputError
+            The target, the layer or an option is wrong.
+        MethodError
+            No method succeeded.
+        Exception
+            What the model raises.
+        """
+        session = self.session
+        inputs = session.inputs(photograph)
+        answer = session.answer(inputs, needs_classes=self.unit is None)
+        target = self.unit if self.unit is not None else session.class_target(self.job.target)
+        view = figures.model_view(array(session.loaded.denormalize(inputs[0])))
+        sections: list[MethodSection] = []
+        methods: dict[str, dict[str, Any]] = {}
+        errors: list[Exception] = []
+        for step, method in enumerate(self.job.methods, 1):
+            advance(step, f"{printable(name)} · {method}")
+            try:
+                section, methods[method] = self._method(method, inputs, target, answer, view, path, name)
+            except (InputError, PluginError, OutputError):
+                raise
+            except Exception as error:
+                section = self._failed(method, error)
+                errors.append(_named(error, method))
+            sections.append(section)
+        if not methods:
+            raise errors[0] if len(errors) == 1 else MethodError("; ".join(describe(error) for error in errors))
+        page = ImageSection(
+            name=printable(name),
+            path=printable(str(path)),
+            photograph=figures.photograph(photograph),
+            view=figures.photograph(view, longest=max(view.size)),
+            size=photograph.size,
+            top=answer.top,
+            methods=tuple(sections),
+        )
+        top = [{"index": c.index, "label": c.label, "probability": c.probability} for c in answer.top]
+        return Explained(page, top, methods, errors)
+
+    def about(self) -> About:
+        """Return what the page says of itself."""
+        loaded = self.session.loaded
+        facts = {"input": loaded.preprocessing} if loaded.preprocessing else {}
+        facts |= {"device": str(self.session.device), **versions()}
+        for method in self.job.methods:
+            entry = manager().method(method)
+            if entry.distribution != "attribkit":
+                facts[entry.distribution] = entry.version
+        return About(loaded.name, loaded.weights or "unknown", printable(self.job.command), facts)
+
+    def _method(
+        self,
+        method: str,
+        inputs: Tensor,
+        target: Unit | int | None,
+        answer: Answer,
+        view: Image.Image,
+        path: Path,
+        name: str,
+    ) -> tuple[MethodSection, dict[str, Any]]:
+        start = time.perf_counter()
+        result = attribkit.attribute(
+            self.session.model, inputs, method=method, target=target, **self.job.options.get(method, {})
+        )
+        if self.session.device.type == "cuda":
+            torch.cuda.synchronize(self.session.device)
+        seconds = time.perf_counter() - start
+        words, reference = self._target(result)
+        value = float(result.scores[0])
+        score = f"{value:.4g}"
+        if isinstance(reference, int) and answer.probabilities is not None:
+            share = 100 * float(answer.probabilities[reference])
+            score += f" (probability {share:.3g}\N{NO-BREAK SPACE}%)"
+        section = method_section(
+            result,
+            summary=manager().method(method).summary,
+            target=words,
+            score=score,
+            seconds=seconds,
+            labels=self.session.labels,
+            predicted=answer.top[0].index if answer.top else None,
+        )
+        details = f"{path.name}; {self.session.loaded.name}; score {score}"
+        title = f"{method_title(method)}: {words}"
+        values = array(result.values[0])
+        with self.out.writing(f"{name}.{method}.png") as file:
+            file.write_bytes(overlay(view, values, printable(title), printable(details)))
+        with self.out.writing(f"{name}.{method}.safetensors") as file:
+            result.save(file)
+        numbers = {"target": reference, "score": value, "seconds": seconds, "coverage": result.coverage.to_dict()}
+        return section, numbers
+
+    def _target(self, result: Attribution) -> tuple[str, int | dict[str, Any]]:
+        """Return what was explained: in words, and for the summary."""
+        if isinstance(result.target, Unit):
+            unit = result.target
+            where = {"max": "where it is strongest", "all": "summed over its positions"}.get(str(unit.position), "")
+            words = f"unit {unit.channel} of {unit.layer} {where or f'at {unit.position}'}"
+            return words, {"layer": unit.layer, "channel": unit.channel, "position": unit.position}
+        index = int(result.target[0])
+        return f"{self.session.label(index)} ({index})", index
+
+    def _failed(self, method: str, error: Exception) -> MethodSection:
+        summary = manager().method(method).summary
+        return MethodSection(method, method_title(method), summary, error=printable(describe(error)))
+
+
+def _named(error: Exception, method: str) -> Exception:
+    """Return an error that says which method failed, with the original as its cause."""
+    named = MethodError(f"{method}: {describe(error)}")
+    named.__cause__ = error
+    return named

@@ -1,0 +1,130 @@
+"""``attribkit explain``: why did the model call these photographs what it did?"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attribkit.cli._group import COMMAND_LINE
+
+if TYPE_CHECKING:
+    from attribkit.cli._job import Job
+
+METHODS = ("gradient", "guided_backprop", "deconvnet", "occlusion")
+"""What is used when no method is named."""
+
+DEFAULT_OUT = "attribkit-report"
+
+
+def _methods(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names in ``--method a,b --method c``, each once."""
+    names = [name.strip() for value in values for name in value.split(",")]
+    if "" in names:
+        raise click.BadParameter("a name is empty", ctx, param)
+    return tuple(dict.fromkeys(names)) or METHODS
+
+
+def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Return ``{method: {option: value}}`` from ``METHOD.OPTION=VALUE``; a value is a Python literal or text."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        method, dot, option = name.strip().rpartition(".")
+        if not (equals and dot and method and option):
+            raise click.BadParameter(f"{text!r} is not of the form METHOD.OPTION=VALUE", ctx, param)
+        try:
+            literal = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            literal = value.strip()
+        found.setdefault(method, {})[option] = literal
+    return found
+
+
+@click.command(
+    epilog="The answer lies in the output folder: report.html (open it in a browser), one NAME.METHOD.png and one "
+    "NAME.METHOD.safetensors for each image and method, and summary.json."
+)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE|DIR...")
+@click.option("--model", metavar="M", help="timm/NAME, torchvision/NAME, zfnet or MODULE:FACTORY.")
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="A checkpoint (safetensors, or what torch.load reads safely).",
+)
+@click.option("--labels", metavar="FILE", help="Names of the classes, one a line, the first for class 0.")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    callback=_methods,
+    metavar="M",
+    help=f"A method; may be repeated, or several joined by commas.  [default: {', '.join(METHODS)}]",
+)
+@click.option(
+    "--target", default="auto", show_default=True, metavar="CLASS|auto", help="A class to explain: its index or name."
+)
+@click.option("--layer", metavar="L", help="Explain a unit of this layer instead of a class.")
+@click.option("--channel", type=click.IntRange(min=0), metavar="C", help="The unit's channel.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    callback=_options,
+    metavar="METHOD.OPTION=VALUE",
+    help="An option of a method, such as occlusion.stride=8; may be repeated.",
+)
+@click.option("--out", default=DEFAULT_OUT, show_default=True, metavar="DIR", help="The folder to write into.")
+@click.option("--device", metavar="D", help="Such as cpu or cuda:0.  [default: cuda where there is one, else cpu]")
+@click.pass_context
+def explain(
+    ctx: click.Context,
+    /,
+    images: tuple[str, ...],
+    target: str,
+    layer: str | None,
+    channel: int | None,
+    out: str,
+    **options: Any,
+) -> None:
+    """Explain photographs: why does the model call them what it does?
+
+    A folder is searched for images with all its sub-folders. The most probable class is explained unless --target names
+    another one, or --layer and --channel a unit inside the network.
+    """
+    if (layer is None) != (channel is None):
+        raise click.UsageError("--layer and --channel belong together: give both, or neither", ctx)
+    if layer is not None and target.casefold() != "auto":
+        raise click.UsageError("--target names a class and --layer a unit: give one of them", ctx)
+    for name, value in (("--model", options["model"]), ("--target", target), ("--layer", layer), ("--out", out)):
+        if value is not None and not value.strip():
+            raise click.UsageError(f"{name} is empty", ctx)
+    from attribkit.cli._job import Job
+
+    finish(
+        ctx,
+        Job(
+            paths=images,
+            out=Path(out),
+            target=target,
+            layer=layer,
+            channel=channel,
+            command=ctx.find_root().meta[COMMAND_LINE],
+            **options,
+        ),
+    )
+
+
+def finish(ctx: click.Context, job: Job) -> None:
+    """Do a job, say where the page is, and exit with 1 when something failed."""
+    from attribkit.cli._job import run
+
+    outcome = run(job)
+    if outcome.page is not None:
+        images = f"{outcome.explained} image{'' if outcome.explained == 1 else 's'} explained"
+        failed = f", {outcome.failed} with errors" if outcome.failed else ""
+        click.echo(f"{images}{failed}: {outcome.page}")
+    if outcome.failed or outcome.page is None:
+        ctx.exit(1)

@@ -1,0 +1,119 @@
+"""Inspection: every site of a model's forward pass, and what a method would do there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from attribkit.engine.coverage import Coverage, reason
+from attribkit.engine.sites import Site
+
+#: Kinds that only move or combine values: listed on demand.
+_QUIET = frozenset({"flatten", "resample", "concat", "dropout", "mean", "matmul"})
+
+
+@dataclass(eq=False)
+class Inspection:
+    """What one forward pass did, site by site. ``str()`` is a table.
+
+    Attributes
+    ----------
+    model : str
+        The model's class.
+    sites : list of Site
+        In order of execution.
+    coverage : Coverage
+        What the method would rewrite.
+    layers : list of str
+        Every name a `Unit` can be taken at: module calls and functional sites, in order.
+    useful_layers : list of str
+        The stages that timm's ``feature_info`` names, where there are any, else the convolutions' and pools' sites.
+    method : str or None
+        The method asked about.
+    """
+
+    model: str
+    sites: list[Site]
+    coverage: Coverage
+    layers: list[str] = field(default_factory=list)
+    useful_layers: list[str] = field(default_factory=list)
+    method: str | None = None
+
+    def __getitem__(self, name: str) -> Site:
+        """Return the site of a name; KeyError where there is none."""
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise KeyError(name)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __repr__(self) -> str:
+        return f"<Inspection of {self.model}: {len(self.sites)} sites>"
+
+    def table(self, *, everything: bool = False) -> str:
+        """Return the sites as a table of plain text.
+
+        Parameters
+        ----------
+        everything
+            Whether to list also the sites that only move values (flatten, concatenation, …).
+        """
+        shown = [s for s in self.sites if everything or s.rewritten or s.kind not in _QUIET]
+        header = ["site", "kind", "operation", "output"]
+        rows = [[s.name, s.kind, s.op, _shape(s)] for s in shown]
+        if self.method is not None:
+            header.append(self.method)
+            for row, site in zip(rows, shown, strict=True):
+                row.append(self.outcome(site))
+        lines = [f"{self.model}: {len(self.sites)} sites", "", *_columns([header, *rows])]
+        hidden = len(self.sites) - len(shown)
+        if hidden:
+            lines.append(f"({hidden} more that only move values)")
+        if self.method is not None:
+            lines += ["", self.coverage.sentence]
+        return "\n".join(lines)
+
+    def outcome(self, site: Site) -> str:
+        """Say what the method does at a site."""
+        if site.inverse_layer is not None:
+            return f"{type(site.inverse_layer).__name__}"
+        if not self.coverage.applies:
+            return "–"
+        why = reason(site, self.method or "the method")
+        return f"plain: {why}" if why else "plain"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return {
+            "model": self.model,
+            "method": self.method,
+            "coverage": self.coverage.to_dict(),
+            "layers": list(self.layers),
+            "useful_layers": list(self.useful_layers),
+            "sites": [
+                {
+                    "name": s.name,
+                    "kind": s.kind,
+                    "op": s.op,
+                    "input_shape": s.input_shape,
+                    "output_shape": s.output_shape,
+                    "layout": s.layout,
+                    "rewritten": s.rewritten,
+                    "outcome": self.outcome(s),
+                }
+                for s in self.sites
+            ],
+        }
+
+
+def _shape(site: Site) -> str:
+    return "×".join(map(str, site.output_shape)) if site.output_shape is not None else ""
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "  ".join("─" * width for width in widths), *lines[1:]]

@@ -1,0 +1,154 @@
+"""From inputs to a map by inverse layers: one forward pass with a table attached, one way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attribkit.engine import coverage
+from attribkit.engine.inverse import Table
+from attribkit.engine.ops import Vocabulary
+from attribkit.engine.walk import Walk
+from attribkit.errors import ModelError
+from attribkit.targets import PendingTarget, Target, Unit
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """A map and what it is a map of.
+
+    Attributes
+    ----------
+    values : Tensor
+        [N, C, H, W], or [N, K, C, H, W] for K units.
+    scores : Tensor
+        [N], or [N, K].
+    target : Target or None
+        The resolved target.
+    """
+
+    values: Tensor
+    scores: Tensor
+    target: Target | None
+
+
+def leaf(inputs: Tensor) -> Tensor:
+    """Return a leaf that shares the inputs' values and takes gradients, leaving the caller's tensor alone."""
+    return (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
+
+
+def vocabulary() -> Vocabulary:
+    """Return the operations known, those taught by plugins included."""
+    from attribkit.plugins import manager
+
+    return Vocabulary((entry.kind, entry.operation) for entry in manager().operations)
+
+
+def invert(
+    model: nn.Module,
+    inputs: Tensor,
+    target: Target | PendingTarget,
+    table: Table,
+    *,
+    unit_signal: str = "one",
+    index: Tensor | None = None,
+) -> Inverted:
+    """Carry the target's signal back to the inputs through a table of inverse layers.
+
+    Parameters
+    ----------
+    model
+        The model, in eval mode.
+    inputs
+        Float tensor [N, C, H, W].
+    target
+        A resolved target, or one to be resolved by this very pass.
+    table
+        Which inverse layer goes where.
+    unit_signal
+        What a unit's signal starts as: ``"one"`` or ``"activation"``.
+    index
+        LongTensor [N]: which of the caller's samples each row belongs to.
+
+    Raises
+    ------
+    UnknownNameError
+        The target's layer is not called in the forward pass.
+    """
+    x = leaf(inputs)
+    kwargs = target.forward_kwargs if isinstance(target, PendingTarget) else target.kwargs_for(index)
+    walk = Walk(model, table, vocabulary(), layers=[target.layer], stop=target.layer is not None)
+    # not the leaf itself: a model may begin with an in-place operation
+    output = walk.run(x.clone(), **kwargs)
+    observed = output if target.layer is None else walk.catch(target.layer)
+    coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
+    resolved = target.resolve(observed, model) if isinstance(target, PendingTarget) else target
+    origin, signal = resolved.start(observed, index, unit_signal)
+    scores = resolved.read(observed, index).detach()
+    return Inverted(_carry_back(origin, x, signal), scores, resolved)
+
+
+def _carry_back(origin: Tensor, x: Tensor, signal: Tensor) -> Tensor:
+    if not origin.requires_grad:
+        raise ModelError("the score does not depend on the inputs: the model detaches them or runs without gradients")
+    (values,) = torch.autograd.grad(origin, x, signal, allow_unused=True)
+    return torch.zeros_like(x).detach() if values is None else values.detach()
+
+
+def project_units(
+    model: nn.Module,
+    inputs: Tensor,
+    layer: str,
+    channels: Sequence[int],
+    position: object,
+    table: Table,
+    *,
+    unit_signal: str = "one",
+    layout: str | None = None,
+    chunk: int = 16,
+) -> Inverted:
+    """Carry many units of one layer back after one forward pass.
+
+    Parameters
+    ----------
+    model, inputs, table, unit_signal
+        As for `invert`.
+    layer, channels, position, layout
+        The units: see `attribkit.Unit`.
+    chunk
+        How many units are carried at once (memory grows with it).
+    """
+    units = [Unit(layer, channel, position, layout) for channel in channels]  # type: ignore[arg-type]
+    x = leaf(inputs)
+    walk = Walk(model, table, vocabulary(), layers=[layer], stop=True)
+    walk.run(x.clone())
+    captured = walk.catch(layer)
+    coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
+    scores, signals = [], []
+    for unit in units:
+        resolved = PendingTarget(unit, len(inputs)).resolve(captured, model)
+        scores.append(resolved.read(captured).detach())
+        signals.append(resolved)
+    if not captured.value.requires_grad:
+        raise ModelError(f"layer {layer!r} does not depend on the inputs")
+    batched = table.all_batched() and len(units) > 1
+    maps: list[Tensor] = []
+    for start in range(0, len(units), chunk if batched else 1):
+        part = [t.start(captured, None, unit_signal)[1] for t in signals[start : start + (chunk if batched else 1)]]
+        maps.append(_carry_many(captured.value, x, torch.stack(part), batched))
+    return Inverted(torch.cat(maps).transpose(0, 1).contiguous(), torch.stack(scores, 1), None)
+
+
+def _carry_many(origin: Tensor, x: Tensor, signals: Tensor, batched: bool) -> Tensor:
+    """Return the maps [K, N, C, H, W] of K signals at once."""
+    if batched:
+        (values,) = torch.autograd.grad(
+            origin, x, signals, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )
+    else:
+        (values,) = torch.autograd.grad(origin, x, signals[0], retain_graph=True, allow_unused=True)
+        values = None if values is None else values[None]
+    return x.detach().new_zeros((len(signals), *x.shape)) if values is None else values.detach()

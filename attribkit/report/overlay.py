@@ -1,0 +1,112 @@
+"""The overlay: magnitude over the photograph with a caption, a picture that stands on its own."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from attribkit.report.figures import (
+    MAGNITUDE_COLOURS,
+    MAGNITUDE_START,
+    Array,
+    alpha_ramp,
+    colour_bar,
+    coloured,
+    levels,
+    magnitude,
+    png,
+    robust_limit,
+    scaled,
+    zero_notes,
+)
+
+
+def overlay(view: Image.Image, values: Array, title: str, details: str, opacity: float = 0.9) -> bytes:
+    """Draw the magnitude over the photograph with a caption: a PNG that stands on its own.
+
+    Parameters
+    ----------
+    view
+        What the model was shown, of the attribution's height and width.
+    values
+        One attribution [C, H, W].
+    title, details
+        The two lines of the caption; long ones are wrapped.
+    opacity
+        Of the strongest values, from 0 to 1.
+
+    Returns
+    -------
+    bytes
+        A PNG at least 448 pixels wide.
+    """
+    heat = magnitude(values)
+    layer = coloured(scaled(heat, robust_limit(heat)), MAGNITUDE_COLOURS, start=MAGNITUDE_START).convert("RGB")
+    ramp = np.asarray(alpha_ramp(), dtype=np.float64) * opacity
+    alpha = Image.fromarray(ramp[levels(scaled(heat, robust_limit(heat)))].astype(np.uint8))
+    factor = max(1, -(-448 // view.width))
+    size = (view.width * factor, view.height * factor)
+    # The photograph is drawn grey and a little darker, so that every colour is the map's.
+    picture = view.convert("L").point([round(0.75 * level) for level in range(256)]).convert("RGB")
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
+    picture.paste(layer.resize(size, Image.Resampling.NEAREST), mask=alpha.resize(size, Image.Resampling.NEAREST))
+    notes = zero_notes(heat)
+    return png(_captioned(picture, title, "; ".join((details, *notes))))
+
+
+@lru_cache(maxsize=4)
+def _font(size: int, bold: bool = False) -> Any:
+    """Return DejaVu Sans, which comes with matplotlib and knows most alphabets; else pillow's own font."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    try:
+        return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/{name}", size)
+    except OSError:
+        return ImageFont.load_default(size)
+
+
+def _captioned(picture: Image.Image, title: str, details: str) -> Image.Image:
+    """Return the picture with a white strip below it: title, details and the colour scale."""
+    margin, width = 14, picture.width
+    lines = [(line, _font(15, True), "#1a1a1a") for line in _wrapped(title, _font(15, True), width - 2 * margin)]
+    lines += [(line, _font(12), "#4a4a4a") for line in _wrapped(details, _font(12), width - 2 * margin)]
+    heights = [22 if font is _font(15, True) else 18 for _, font, _ in lines]
+    bar_height, top = 8, picture.height + 12
+    canvas = Image.new("RGB", (width, top + sum(heights) + 38), "white")
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for (line, font, colour), height in zip(lines, heights, strict=True):
+        draw.text((margin, top), line, fill=colour, font=font)
+        top += height
+    top += 8
+    low, high = "0", "strong"
+    small = _font(11)
+    left = margin + round(draw.textlength(low, font=small)) + 6
+    right = left + min(180, width // 3)
+    bar = Image.open(io.BytesIO(colour_bar("magnitude").data)).convert("RGB").resize((right - left, bar_height))
+    canvas.paste(bar, (left, top + 3))
+    draw.text((margin, top), low, fill="#4a4a4a", font=small)
+    draw.text((right + 6, top), high, fill="#4a4a4a", font=small)
+    return canvas
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Break text into lines no wider than ``width`` pixels; a word that is too long is cut."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split():
+        while font.getlength(word) > width:
+            cut = max(1, next(n for n in range(1, len(word) + 1) if font.getlength(word[:n]) > width) - 1)
+            lines += [line] if line else []
+            lines, line, word = [*lines, word[:cut]], "", word[cut:]
+        joined = f"{line} {word}" if line else word
+        if font.getlength(joined) > width and line:
+            lines, line = [*lines, line], word
+        else:
+            line = joined
+    return [*lines, line] if line else lines
