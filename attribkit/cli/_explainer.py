@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.markup import escape
 
 import attribkit
 from attribkit.cli._group import describe, printable
@@ -16,6 +16,7 @@ from attribkit.cli._output import OutputError
 from attribkit.cli._session import Answer, Session, versions
 from attribkit.errors import InputError, MethodError, PluginError
 from attribkit.plugins import manager
+from attribkit.progress import track
 from attribkit.report import figures
 from attribkit.report.overlay import overlay
 from attribkit.report.page import About, ImageSection, MethodSection
@@ -63,7 +64,7 @@ class Explainer:
         self.unit = Unit(job.layer, job.channel) if job.layer is not None and job.channel is not None else None
         self.session = Session(job.model, job.weights, job.labels, job.device)
 
-    def explain(self, photograph: Image.Image, path: Path, name: str, advance: Callable[[int, str], None]) -> Explained:
+    def explain(self, photograph: Image.Image, path: Path, name: str) -> Explained:
         """Explain one image.
 
         Parameters
@@ -72,8 +73,6 @@ class Explainer:
             The image, RGB.
         path, name
             Its file, and the name of the files to write.
-        advance
-            Called with the number of steps done and what is being done.
 
         Raises
         ------
@@ -92,8 +91,7 @@ class Explainer:
         sections: list[MethodSection] = []
         methods: dict[str, dict[str, Any]] = {}
         errors: list[Exception] = []
-        for step, method in enumerate(self.job.methods, 1):
-            advance(step, f"{printable(name)} · {method}")
+        for method in track(self.job.methods, escape(printable(name))):
             try:
                 section, methods[method] = self._method(method, inputs, target, answer, view, path, name)
             except (InputError, PluginError, OutputError):

@@ -6,10 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +15,11 @@ from attribkit.cli._output import OutputError, OutputFolder, file_names
 from attribkit.errors import ImageError, InputError, PluginError, UnknownOptionError, did_you_mean
 from attribkit.images import find_images, read_image
 from attribkit.plugins import manager
+from attribkit.progress import shown, track
 
 if TYPE_CHECKING:
     from attribkit.cli._explainer import Explained, Explainer
     from attribkit.report.page import About, PageWriter
-
-Advance = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -151,10 +147,9 @@ def _explain_all(job: Job, out: OutputFolder, tally: _Tally) -> Explainer | None
     """Explain one image after the other; the model is loaded when the first image could be read."""
     paths = _gather(job.paths, tally)
     explainer: Explainer | None = None
-    steps = 1 + len(job.methods)
-    with _progress(len(paths) * steps) as advance:
-        for index, (path, name) in enumerate(zip(paths, file_names(paths, job.methods), strict=True)):
-            advance(index * steps, printable(name))
+    named = list(zip(paths, file_names(paths, job.methods), strict=True))
+    with shown(sys.stderr.isatty()):
+        for path, name in track(named, "images"):
             try:
                 photograph = read_image(path)
             except ImageError as error:
@@ -165,7 +160,7 @@ def _explain_all(job: Job, out: OutputFolder, tally: _Tally) -> Explainer | None
 
                 explainer = Explainer(job, out)
             try:
-                explained = explainer.explain(photograph, path, name, partial(_advance_by, advance, index * steps))
+                explained = explainer.explain(photograph, path, name)
             except OutputError:
                 raise
             except Exception as error:
@@ -177,10 +172,6 @@ def _explain_all(job: Job, out: OutputFolder, tally: _Tally) -> Explainer | None
     return explainer
 
 
-def _advance_by(advance: Advance, done: int, step: int, text: str) -> None:
-    advance(done + step, text)
-
-
 def _gather(given: tuple[str, ...], tally: _Tally) -> list[Path]:
     """Return the images that the arguments name, each once; a folder that has none is one failure among others."""
     found: dict[Path, None] = {}
@@ -190,22 +181,6 @@ def _gather(given: tuple[str, ...], tally: _Tally) -> list[Path]:
         except ImageError as error:
             tally.fail(path, error)
     return list(found)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Advance]:
-    """Show a progress bar on stderr where that is a terminal; yields ``advance(completed, text)``."""
-    if not sys.stderr.isatty():
-        yield lambda completed, text: None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda completed, text: progress.update(task, completed=completed, description=escape(text))
 
 
 def _plain(value: Any) -> Any:

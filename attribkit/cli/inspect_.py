@@ -9,7 +9,7 @@ import click
 @click.option("--model", metavar="M", help="As for explain: timm/NAME, torchvision/NAME, zfnet or MODULE:FACTORY.")
 @click.option("--weights", metavar="FILE", help="A checkpoint, as for explain.")
 @click.option("--method", metavar="NAME", help="Say at each site what this method does there.")
-@click.option("--all", "show_all", is_flag=True, help="List every site, linear ones that no method rewrites too.")
+@click.option("--all", "show_all", is_flag=True, help="List also the sites that only move values.")
 @click.option("--device", metavar="D", help="Such as cpu or cuda:0.  [default: cuda where there is one, else cpu]")
 def inspect_(model: str | None, weights: str | None, method: str | None, show_all: bool, device: str | None) -> None:
     """List the sites of a model: its operations, in the order in which they run.
@@ -29,4 +29,4 @@ def inspect_(model: str | None, weights: str | None, method: str | None, show_al
     session = Session(model, weights, device=device)
     noise = torch.randn(1, *session.loaded.input_size, generator=torch.Generator().manual_seed(0))
     found = attribkit.inspect(session.model, noise.to(session.device), method=method)
-    click.echo(str(found))
+    click.echo(found.table(everything=True) if show_all else str(found))

@@ -2,8 +2,8 @@
 
 Scaling happens here and nowhere else: attributions stay signed and unscaled until they are drawn. Colours saturate at
 the `PERCENTILE`-th percentile of the non-zero ``|values|``, so that neither a few outliers make a map go blank nor the
-zeros of a map that is zero almost everywhere (the projection of one unit). The colour maps are chosen for colour-blind readers: red and blue
-for signs, inferno for magnitudes, cividis for scores, and the palette of Okabe and Ito for classes.
+zeros of a map that is zero almost everywhere (the projection of one unit). The colour maps are chosen for colour-blind
+readers: red and blue for signs, inferno for magnitudes, cividis for scores, the palette of Okabe and Ito for classes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 Array = NDArray[Any]
 
@@ -105,7 +105,7 @@ def signed_map(values: Array) -> Picture:
     limit = robust_limit(heat)
     notes += _sign_notes(heat)
     image = coloured(scaled(heat, limit) * 0.5 + 0.5, SIGNED_COLOURS)
-    return _picture(image, -limit, limit, notes)
+    return _picture(image if limit else _saying_so(image), -limit, limit, notes)
 
 
 def magnitude(values: Array) -> Array:
@@ -144,7 +144,7 @@ def reconstruction(values: Array) -> Picture:
     notes += zero_notes(shown)
     pixels = np.round((scaled(shown, limit) * 0.5 + 0.5) * 255).astype(np.uint8)
     image = Image.fromarray(np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels[0])
-    return _picture(image, -limit, limit, notes)
+    return _picture(image if limit else _saying_so(image), -limit, limit, notes)
 
 
 def score_map(scores: Array, size: tuple[int, int]) -> Picture:
@@ -293,6 +293,15 @@ def coloured(unit: Array, name: str, start: float = 0.0) -> Image.Image:
     """Return a palette image of values in [0, 1]: as small as grey, and exact."""
     image = Image.fromarray(levels(unit))
     image.putpalette(_palette(name, start))
+    return image
+
+
+def _saying_so(image: Image.Image) -> Image.Image:
+    """Return a map that is zero everywhere with a line across it that says so: nobody shall take it for a fault."""
+    image = image.convert("RGB")
+    font = ImageFont.load_default(max(8.0, min(image.size) / 14))
+    draw = ImageDraw.Draw(image)
+    draw.text((image.width / 2, image.height / 2), "every value is zero", fill="#333333", font=font, anchor="mm")
     return image
 
 

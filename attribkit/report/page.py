@@ -173,7 +173,7 @@ class PageWriter:
     def add(self, section: ImageSection) -> None:
         """Render one image's section."""
         anchor = f"image-{len(self._index) + 1}"
-        html = _environment().get_template("image.html.j2").render(image=section, anchor=anchor)
+        html = environment().get_template("image.html.j2").render(image=section, anchor=anchor)
         self._spool.write(_encoded(html))
         best = section.top[0] if section.top else None
         failed = [method.name for method in section.methods if method.error is not None]
@@ -187,7 +187,7 @@ class PageWriter:
 
     def write(self, stream: IO[bytes], about: About) -> None:
         """Write the page, UTF-8, into a binary stream."""
-        template = _environment().get_template("report.html.j2")
+        template = environment().get_template("report.html.j2")
         parts = template.generate(
             about=about, index=self._index, failures=self._failures, sections=self._sections(), **_constants()
         )
@@ -224,7 +224,8 @@ def _encoded(html: str) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return the templates' environment: everything that is filled in is escaped, an undefined name is an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("attribkit.report"),
         autoescape=True,
@@ -251,7 +252,7 @@ def _constants() -> dict[str, Any]:
 
 
 def _source(name: str) -> str:
-    environment = _environment()
+    environment = environment()
     if environment.loader is None:  # pragma: no cover - the environment above always has one
         raise LookupError(name)
     return environment.loader.get_source(environment, name)[0]
