@@ -49,7 +49,7 @@ types: $(STAMP)  ## check the types
 check: lint types docs test  ## all of lint, types, docs and test
 
 docs: $(STAMP)  ## check the documentation: every relative link leads somewhere
-	$(VENV)/bin/python docs/check_links.py *.md docs/*.md
+	$(VENV)/bin/python docs/check_links.py README.md CHANGELOG.md docs/*.md
 
 bench: $(STAMP)  ## run the benchmarks
 	$(RUN) pytest -s -o python_files='bench_*.py' tests/benchmarks

@@ -14,23 +14,7 @@ import torch
 import attribkit as ak
 
 LARGEST = 100e6  # parameters; a family whose smallest model has more is skipped: each takes 4 bytes, and its gradient 4
-SMALL = [
-    "test_",
-    "atto",
-    "femto",
-    "pico",
-    "nano",
-    "xxtiny",
-    "xxs",
-    "_xs",
-    "micro",
-    "tiny",
-    "mini",
-    "small",
-    "_s",
-    "18",
-    "b0",
-]
+SMALL = ["test_", "atto", "femto", "pico", "nano", "xxtiny", "xxs", "_xs", "micro", "tiny", "mini", "small", "_s", "18"]
 
 
 def smallness(name: str) -> tuple[int, int, str]:
