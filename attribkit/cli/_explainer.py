@@ -19,7 +19,7 @@ from attribkit.plugins import manager
 from attribkit.progress import track
 from attribkit.report import figures
 from attribkit.report.overlay import overlay
-from attribkit.report.page import About, ImageSection, MethodSection
+from attribkit.report.page import About, ImageSection, MethodSection, percent
 from attribkit.report.sections import array, method_section, method_title
 from attribkit.targets import Unit
 
@@ -144,20 +144,21 @@ class Explainer:
         seconds = time.perf_counter() - start
         words, reference = self._target(result)
         value = float(result.scores[0])
-        score = f"{value:.4g}"
+        score, probability = f"{value:.4g}".replace("-", "\N{MINUS SIGN}"), ""
         if isinstance(reference, int) and answer.probabilities is not None:
-            share = 100 * float(answer.probabilities[reference])
-            score += f" (probability {share:.3g}\N{NO-BREAK SPACE}%)"
+            probability = percent(float(answer.probabilities[reference]))
         section = method_section(
             result,
             summary=manager().method(method).summary,
             target=words,
             score=score,
+            probability=probability,
             seconds=seconds,
             labels=self.session.labels,
             predicted=answer.top[0].index if answer.top else None,
         )
         details = f"{path.name}; {self.session.loaded.name}; score {score}"
+        details += f", probability {probability}" if probability else ""
         title = f"{method_title(method)}: {words}"
         values = array(result.values[0])
         with self.out.writing(f"{name}.{method}.png") as file:

@@ -7,6 +7,7 @@ import importlib
 import shlex
 import sys
 import traceback
+import unicodedata
 import warnings
 from typing import Any
 
@@ -142,7 +143,9 @@ def _show_traceback(ctx: click.Context | None, error: Exception) -> None:
 def printable(text: str) -> str:
     """Return text on one line, without control characters (a file's name may hold any)."""
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "replace").decode("ascii")
+        char
+        if char.isprintable() or unicodedata.category(char) == "Zs"
+        else char.encode("unicode_escape", "replace").decode("ascii")
         for char in text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     )
 

@@ -285,8 +285,8 @@ def _palette(name: str, start: float) -> bytes:
 
 
 def alpha_ramp() -> list[int]:
-    """Return the opacity of each level: nothing at zero, then rising fast enough for faint values to show."""
-    return [round(255 * (level / (_LEVELS - 1)) ** 0.6) for level in range(_LEVELS)]
+    """Return the opacity of each level: it rises evenly from nothing at zero."""
+    return [round(255 * level / (_LEVELS - 1)) for level in range(_LEVELS)]
 
 
 def coloured(unit: Array, name: str, start: float = 0.0) -> Image.Image:

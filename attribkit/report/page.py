@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.resources
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,8 +60,8 @@ class MethodSection:
         The method's name as it is typed, as it is read, and its one-line summary.
     target
         The class or the unit that is explained, in words.
-    score
-        The target's score, formatted.
+    score, probability
+        The target's score and, of a class, its probability, formatted.
     seconds
         How long the method took.
     coverage
@@ -76,6 +77,7 @@ class MethodSection:
     summary: str
     target: str = ""
     score: str = ""
+    probability: str = ""
     seconds: float | None = None
     coverage: str = ""
     figures: tuple[Figure, ...] = ()
@@ -233,7 +235,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(data_uri=data_uri, number=_number, seconds=_seconds, percent=_percent)
+    environment.filters.update(data_uri=data_uri, number=_number, seconds=_seconds, percent=percent)
     return environment
 
 
@@ -252,10 +254,7 @@ def _constants() -> dict[str, Any]:
 
 
 def _source(name: str) -> str:
-    environment = environment()
-    if environment.loader is None:  # pragma: no cover - the environment above always has one
-        raise LookupError(name)
-    return environment.loader.get_source(environment, name)[0]
+    return (importlib.resources.files("attribkit.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _number(value: float) -> str:
@@ -267,6 +266,7 @@ def _seconds(value: float) -> str:
     return f"{value:.2f}\N{NO-BREAK SPACE}s" if value < 10 else f"{value:.0f}\N{NO-BREAK SPACE}s"
 
 
-def _percent(probability: float) -> str:
-    percent = 100 * probability
-    return "< 0.1\N{NO-BREAK SPACE}%" if 0 < percent < 0.1 else f"{percent:.1f}\N{NO-BREAK SPACE}%"
+def percent(probability: float) -> str:
+    """Format a probability (0 to 1) as a percentage."""
+    share = 100 * probability
+    return "< 0.1\N{NO-BREAK SPACE}%" if 0 < share < 0.1 else f"{share:.1f}\N{NO-BREAK SPACE}%"

@@ -23,6 +23,7 @@ def method_section(
     summary: str,
     target: str,
     score: str,
+    probability: str = "",
     seconds: float | None,
     labels: Sequence[str] | None = None,
     predicted: int | None = None,
@@ -36,8 +37,8 @@ def method_section(
         The attribution.
     summary
         The method's one-line summary.
-    target, score
-        What is explained and how high it scored, in words.
+    target, score, probability
+        What is explained, how high it scored and, of a class, how probable the model finds it, in words.
     seconds
         How long it took.
     labels
@@ -53,6 +54,7 @@ def method_section(
         summary=summary,
         target=target,
         score=score,
+        probability=probability,
         seconds=seconds,
         coverage=result.coverage.sentence,
         figures=tuple(method_figures(result, target, labels, predicted, index)),
