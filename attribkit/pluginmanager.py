@@ -150,7 +150,7 @@ class PluginManager:
         with self._lock:
             pending, self._unreported = self._unreported, []
         for message in pending:
-            warnings.warn(message, PluginWarning, stacklevel=2)
+            warnings.warn(message, PluginWarning, stacklevel=3)
 
     def _installed(self) -> Iterator[EntryPoint]:
         """Return the installed entry points; one distribution with unreadable ones does not hide the others'."""
@@ -297,9 +297,10 @@ class PluginManager:
 def _identity(distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
     """Return a distribution's name and version; "unknown" where its metadata was cut short."""
     try:
-        return (str(distribution.name), str(distribution.version)) if distribution else ("unknown", "unknown")
+        name, version = (distribution.name, distribution.version) if distribution else ("", "")
     except Exception:
-        return "unknown", "unknown"
+        name, version = "", ""
+    return name or "unknown", version or "unknown"
 
 
 def _normal(name: str) -> str:

@@ -750,6 +750,15 @@ def test_unreadable_entry_points_do_not_hide_the_others(site):
     assert "mine" in manager.methods
 
 
+def test_a_plugin_without_metadata_works(site):
+    site.add("bare", METHOD.format(name="bare"))
+    (info,) = site.folder.glob("attribkit_bare*")
+    (info / "METADATA").unlink()
+    assert (only(site.load()).distribution, only(site.load()).version) == ("unknown", "unknown")
+    point = importlib.metadata.EntryPoint("bare", "plugin_of_bare", "attribkit")
+    assert PluginManager([point]).method("bare").distribution == "unknown"
+
+
 def test_an_interrupted_collection_is_repeated(site):
     code = """
         from attribkit.hookspecs import hookimpl
