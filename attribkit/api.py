@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,16 @@ from attribkit.attribution import Attribution, provenance
 from attribkit.checks import check_inputs, check_options, explain_channels, usable_model
 from attribkit.engine import coverage
 from attribkit.engine.inspection import Inspection
-from attribkit.engine.inverse import Table
 from attribkit.engine.invert import invert, project_units, vocabulary
 from attribkit.engine.layout import stage_names
+from attribkit.engine.outputs import observe
 from attribkit.engine.state import pristine
+from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk
 from attribkit.errors import CoverageError, CoverageWarning, InputError, InputTypeError, MethodError
 from attribkit.method import InverseMethod, Method
 from attribkit.plugins import MethodEntry, manager
-from attribkit.targets import PendingTarget, Target, Unit, observe
+from attribkit.targets import PendingTarget, Target, Unit
 
 MethodLike = str | type[Method] | Method
 
@@ -106,8 +107,8 @@ def attribute(
         What to explain: None (each sample's most probable class), an int, a LongTensor [N], a `Unit`, or a callable
         ``outputs -> scores [N]``.
     layer
-        For methods with an option of that name it is that option; for the others ``layer="conv5", target=12`` is short for
-        ``target=Unit("conv5", 12)``.
+        For methods with an option of that name it is that option; for the others ``layer="conv5", target=12`` is short
+        for ``target=Unit("conv5", 12)``.
     batch_size
         How many samples go through at once; None: all.
     strict
@@ -208,7 +209,7 @@ def project(
     model = usable_model(model)
     chosen = find_method(method)
     check_inputs(inputs)
-    channels = list(channels.tolist() if isinstance(channels, Tensor) else channels)
+    channels = [int(channel) for channel in channels]
     units = tuple(Unit(layer, channel, position, layout) for channel in channels)
     if not units:
         raise InputError("channels is empty: give at least one channel to project")
@@ -317,7 +318,7 @@ def _explain(
     return _Part(values, scores, target, {key: value.detach() for key, value in extras.items()})
 
 
-def _is_table(method: Method) -> bool:
+def _is_table(method: Method) -> TypeGuard[InverseMethod]:
     return isinstance(method, InverseMethod) and type(method).attribute is InverseMethod.attribute
 
 
@@ -345,4 +346,6 @@ def _join_extras(extras: list[dict[str, Tensor]], sizes: list[int]) -> dict[str,
 def _unit_of(layer: str, target: Any) -> Unit:
     if isinstance(target, int) and not isinstance(target, bool):
         return Unit(layer, target)
-    raise InputError(f"layer={layer!r} needs target= a channel of it (an int) or target=Unit(...), got target={target!r}")
+    raise InputError(
+        f"layer={layer!r} needs target= a channel of it (an int) or target=Unit(...), got target={target!r}"
+    )

@@ -150,7 +150,7 @@ class Attribution:
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{path.name} is not a saved attribution: {error}") from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise InputError(f"{path.name} has attribution format {header.get('format') if isinstance(header, dict) else header!r}, not {FORMAT}")
+            raise InputError(f"{path.name} is not an attribution of format {FORMAT}")
         try:
             return cls(
                 values=tensors["values"],
@@ -232,4 +232,8 @@ def provenance(model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str)) or (isinstance(value, (list, tuple)) and all(map(_plain, value)))
+    return (
+        value is None
+        or isinstance(value, (bool, int, float, str))
+        or (isinstance(value, (list, tuple)) and all(map(_plain, value)))
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,10 @@ def usable_model(model: Any) -> nn.Module:
             )
     for path, parameter in model.named_parameters():
         if parameter.is_inference():
-            raise ModelError(f"parameter {path!r} was created in inference mode: load the model outside torch.inference_mode()")
-    return model
+            raise ModelError(
+                f"parameter {path!r} was created in inference mode: load the model outside torch.inference_mode()"
+            )
+    return cast(nn.Module, model)
 
 
 def check_inputs(inputs: Any) -> None:

@@ -219,7 +219,7 @@ def _from_wide_grey(image: Image.Image) -> Image.Image:
     top = next((top for top in tops if low >= 0 and high <= top), None)
     if top is None:
         values, top = values - low, max(high - low, 1e-300)
-    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+    return Image.fromarray(np.rint(values * 255 / top).astype(np.uint8))
 
 
 def _search(directory: Path) -> list[Path]:

@@ -10,8 +10,9 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from attribkit.engine.inverse import InverseLayer, Table
+from attribkit.engine.inverse import InverseLayer
 from attribkit.engine.invert import invert
+from attribkit.engine.table import Table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,7 +43,9 @@ class Method:
     tags: ClassVar[frozenset[str] | set[str]] = frozenset()
     expected_failures: ClassVar[Mapping[str, str]] = {}
 
-    def attribute(self, model: nn.Module, inputs: Tensor, target: Target, **options: Any) -> Tensor:
+    def attribute(
+        self, model: nn.Module, inputs: Tensor, target: Target, **options: Any
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Return the map of a target.
 
         Parameters
@@ -58,7 +61,8 @@ class Method:
 
         Returns
         -------
-        Tensor of the inputs' shape, dtype and device; or a pair of it and a dict of further tensors (`Attribution.extras`).
+        Tensor of the inputs' shape, dtype and device; or a pair of it and a dict of further tensors
+        (`Attribution.extras`).
         """
         raise NotImplementedError(f"{type(self).__name__} does not define attribute(model, inputs, target)")
 

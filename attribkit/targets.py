@@ -1,7 +1,7 @@
 """What is explained: the score of a class, a unit of a layer, or whatever a callable makes of the outputs.
 
-The caller gives a *target* (None, an int, a LongTensor, a `Unit`, a callable); methods receive a resolved `Target`, in which
-every sample's class or unit is fixed and which turns any batch of inputs into differentiable scores.
+The caller gives a *target* (None, an int, a LongTensor, a `Unit`, a callable); methods receive a resolved `Target`, in
+which every sample's class or unit is fixed and which turns any batch of inputs into differentiable scores.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from attribkit.engine.layout import LAYOUTS
+from attribkit.engine.outputs import class_scores, observe
 from attribkit.engine.units import select, strongest, token_grid, unit_mask
-from attribkit.engine.walk import Capture, Walk, mark_model_error
+from attribkit.engine.walk import Capture
 from attribkit.errors import InputError, InputTypeError, ModelError
 
 Position = Literal["max", "all"] | int | tuple[int, int]
-TargetLike = "None | int | Tensor | Unit | Callable[[Any], Tensor]"
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Unit:
     channel : int
         Index in the feature dimension.
     position : "max", "all", (int, int) or int
-        ``(row, column)`` of the layer's map; for tokens an index, or ``(y, x)`` counted after the prefix tokens; ``"max"``: each
-        sample's own strongest position, the first on ties; ``"all"``: the sum over positions.
+        ``(row, column)`` of the layer's map; for tokens an index, or ``(y, x)`` counted after the prefix tokens;
+        ``"max"``: each sample's own strongest position, the first on ties; ``"all"``: the sum over positions.
     layout : {"NCHW", "NHWC", "NTC", "NC"} or None
         Where the features are in the layer's output; None infers it.
 
@@ -249,63 +249,6 @@ class UnitTarget(Target):
         return (self.positions if index is None else self.positions[index.to(self.positions.device)]).to(device)
 
 
-def observe(model: nn.Module, x: Tensor, layer: str | None, kwargs: dict[str, Any]) -> Any:
-    """Run the model on ``x`` [B, C, H, W] and return its output, or the `Capture` of a layer's.
-
-    Raises
-    ------
-    UnknownNameError
-        The forward pass does not call ``layer``.
-    Exception
-        Whatever the model raises, marked with ``attribkit_origin = "model forward"``.
-    """
-    if layer is not None:
-        walk = Walk(model, layers=[layer], stop=True)
-        walk.run(x, **kwargs)
-        return walk.catch(layer)
-    try:
-        return model(x, **kwargs)
-    except Exception as error:
-        mark_model_error(error, model, "")
-        raise
-
-
-def class_scores(output: Any) -> Tensor:
-    """Return the class scores [N, K] in a model's output.
-
-    Parameters
-    ----------
-    output
-        A tensor [N, K], a tuple or list whose first element is one, or a dict or object with ``logits``.
-
-    Raises
-    ------
-    ModelError
-        The output holds no [N, K] scores; dense outputs take a callable target.
-    """
-    found = output
-    if isinstance(found, dict):
-        found = found.get("logits")
-        if found is None:
-            raise ModelError(
-                f"the model's output is a dict with keys {sorted(map(str, output))} and no 'logits': "
-                "give a callable target (outputs -> scores [N])"
-            )
-    elif not isinstance(found, Tensor) and hasattr(found, "logits"):
-        found = found.logits
-    elif isinstance(found, (tuple, list)):
-        if not found:
-            raise ModelError("the model's output is empty")
-        found = found[0]
-    if not isinstance(found, Tensor):
-        raise ModelError(f"the model's output is a {type(output).__name__} without class scores: give a callable target")
-    if found.ndim != 2:
-        raise ModelError(
-            f"the model's output has shape {tuple(found.shape)}, not [N, classes]: give a callable target (outputs -> scores [N])"
-        )
-    return found
-
-
 def check_target(target: Any, size: int) -> None:
     """Check what can be checked before the model runs.
 
@@ -389,7 +332,8 @@ class PendingTarget:
         count = logits.shape[1]
         wrong = (classes < 0) | (classes >= count)
         if bool(wrong.any()):
-            raise InputError(f"target class {int(classes[wrong][0])} is out of range: the model has {count} classes (0 to {count - 1})")
+            first = int(classes[wrong][0])
+            raise InputError(f"target class {first} is out of range: the model has {count} classes (0 to {count - 1})")
         return ClassTarget(*base, classes=classes)
 
 
@@ -403,8 +347,8 @@ def _resolve_unit(unit: Unit, captured: Capture, model: nn.Module, size: int, fo
     channels = value.shape[layout.index("C")]
     if not 0 <= unit.channel < channels:
         raise InputError(
-            f"channel {unit.channel} is out of range: layer {unit.layer!r} has {channels} channels (0 to {channels - 1})"
-            f" in its output {tuple(value.shape)} ({layout})"
+            f"channel {unit.channel} is out of range: layer {unit.layer!r} has {channels} channels "
+            f"(0 to {channels - 1}) in its output {tuple(value.shape)} ({layout})"
         )
     positions = strongest(value.detach(), unit.channel, layout) if unit.position == "max" else None
     if not isinstance(unit.position, str):

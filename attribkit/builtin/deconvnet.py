@@ -8,8 +8,9 @@ class Deconvnet(InverseMethod):
     """The deconvnet of Zeiler & Fergus 2014, §2.1.
 
     Rectifiers pass the positive part of the signal without a forward mask, max pools unpool through the recorded
-    switches, contrast normalisation is skipped; convolutions, linear layers and batch norms apply their transposed weights or
-    scale, which is their ordinary derivative. A unit's signal starts as its own activation, a class score's as 1.
+    switches, contrast normalisation is skipped; convolutions, linear layers and batch norms apply their transposed
+    weights or scale, which is their ordinary derivative. A unit's signal starts as its own activation, a class score's
+    as 1.
     """
 
     name = "deconvnet"

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from attribkit import progress
+from attribkit.engine.outputs import class_scores
 from attribkit.engine.units import select
 from attribkit.engine.walk import Walk
 from attribkit.errors import InputError, ModelError
 from attribkit.method import Method
-from attribkit.targets import ClassTarget, Target, class_scores
+from attribkit.targets import ClassTarget, Target
 
 #: How many occluded images go through the model at once.
 ROWS = 32
@@ -24,8 +25,8 @@ Size = int | tuple[int, int]
 class Occlusion(Method):
     """Occlusion sensitivity (Zeiler & Fergus 2014, §4.2).
 
-    A patch of ``fill`` slides over the image. The map holds, per pixel, the mean over the windows that cover it of (clean score −
-    occluded score), and 0 where none does; it is the same in every channel.
+    A patch of ``fill`` slides over the image. The map holds, per pixel, the mean over the windows that cover it of
+    (clean score − occluded score), and 0 where none does; it is the same in every channel.
     """
 
     name = "occlusion"
@@ -55,21 +56,22 @@ class Occlusion(Method):
             Side of the square in pixels, or ``(height, width)``; default a seventh of the shorter side, rounded up. A
             window larger than the image is cut to it.
         stride
-            Step in pixels, or ``(down, across)``; default half the window. Windows start at 0, stride, 2·stride, … until the
-            image is covered, the last ones cut off at the border.
+            Step in pixels, or ``(down, across)``; default half the window. Windows start at 0, stride, 2·stride, …
+            until the image is covered, the last ones cut off at the border.
         fill
             Value of the square, in the inputs' own (normalised) units.
         score
             ``"logit"``: the target's score; ``"probability"``: its softmax probability (class targets only).
         unit_layer, unit_channel
-            A feature map whose total activity is recorded at each position; without a channel each sample's most active one.
+            A feature map whose total activity is recorded at each position; without a channel each sample's most
+            active one.
 
         Returns
         -------
         values : Tensor [N, C, H, W]
         extras : dict
-            ``score_map`` [N, rows, cols], the score by position (Fig. 6d); ``label_map`` [N, rows, cols], the most probable class
-            by position (Fig. 6e); with ``unit_layer``, ``unit_map`` [N, rows, cols] (Fig. 6b).
+            ``score_map`` [N, rows, cols], the score by position (Fig. 6d); ``label_map`` [N, rows, cols], the most
+            probable class by position (Fig. 6e); with ``unit_layer``, ``unit_map`` [N, rows, cols] (Fig. 6b).
 
         Raises
         ------

@@ -145,7 +145,7 @@ def printable(text: str) -> str:
     return "".join(
         char
         if char.isprintable() or unicodedata.category(char) == "Zs"
-        else char.encode("unicode_escape", "replace").decode("ascii")
+        else char.encode("unicode_escape").decode("ascii")
         for char in text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     )
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from attribkit._version import __version__
 from attribkit.cli._group import say_warning
+from attribkit.engine.outputs import class_scores
 from attribkit.errors import AttribkitError, InputError, ModelError, UnknownNameError, did_you_mean
 from attribkit.models.labels import read_labels
 from attribkit.models.loading import load_model
 from attribkit.report.page import TopClass
-from attribkit.targets import class_scores
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -227,12 +227,13 @@ def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     import platform
 
-    found: dict[str, Any] = {"python": platform.python_version()}
-    for name in ("attribkit", "torch", "torchvision", "timm"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            from attribkit import __version__
+    import timm
+    import torchvision
 
-            found[name] = __version__ if name == "attribkit" else "not installed"
-    return found
+    return {
+        "attribkit": __version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "timm": str(timm.__version__),
+        "python": platform.python_version(),
+    }

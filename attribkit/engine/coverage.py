@@ -11,8 +11,6 @@ from typing import Any
 from attribkit.engine.ops import NONLINEAR
 from attribkit.engine.sites import Site
 
-_PLURALS = {"max_pool": "max pools", "contrast_norm": "contrast normalisations", "batch_norm": "batch norms"}
-
 
 @dataclass(frozen=True)
 class Coverage:
@@ -55,13 +53,13 @@ class Coverage:
         if not any(done for done, _ in self.kinds.values()):
             return f"{self.method} met no operation it has an inverse layer for: the map is the plain gradient."
         done = ", ".join(
-            f"{'all' if count == total else f'{count} of'} {total} {_PLURALS.get(kind, kind.replace('_', ' ') + 's')}"
-            for kind, (count, total) in self.kinds.items()
-            if count
+            f"{_counted(count, total)} {_named(kind, total)}" for kind, (count, total) in self.kinds.items() if count
         )
         rest = []
         if self.plain:
-            rest.append(f"{self.plain} other non-linear operation{'s' * (self.plain != 1)} kept the ordinary derivative")
+            rest.append(
+                f"{self.plain} other non-linear operation{'s' * (self.plain != 1)} kept the ordinary derivative"
+            )
         if self.gates:
             rest.append(f"{self.gates} gate{'s' * (self.gates != 1)} kept the ordinary derivative, as gates do")
         return f"{self.method} rewrote {done}" + ("; " + "; ".join(rest) if rest else "") + "."
@@ -78,6 +76,17 @@ class Coverage:
             "kinds": {kind: list(pair) for kind, pair in self.kinds.items()},
             "sentence": self.sentence,
         }
+
+
+def _counted(count: int, total: int) -> str:
+    if count < total:
+        return f"{count} of {total}"
+    return "the 1" if total == 1 else f"all {total}"
+
+
+def _named(kind: str, total: int) -> str:
+    singular = kind.replace("_", " ")
+    return singular if total == 1 else singular + "s"
 
 
 def summarise(method: str, sites: Sequence[Site], *, applies: bool, complete: bool = True) -> Coverage:

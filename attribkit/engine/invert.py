@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from attribkit.engine import coverage
-from attribkit.engine.inverse import Table
 from attribkit.engine.ops import Vocabulary
+from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk
 from attribkit.errors import ModelError
 from attribkit.targets import PendingTarget, Target, Unit
@@ -144,11 +144,11 @@ def project_units(
 
 def _carry_many(origin: Tensor, x: Tensor, signals: Tensor, batched: bool) -> Tensor:
     """Return the maps [K, N, C, H, W] of K signals at once."""
-    if batched:
-        (values,) = torch.autograd.grad(
-            origin, x, signals, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
-    else:
-        (values,) = torch.autograd.grad(origin, x, signals[0], retain_graph=True, allow_unused=True)
-        values = None if values is None else values[None]
-    return x.detach().new_zeros((len(signals), *x.shape)) if values is None else values.detach()
+
+    def back(signal: Tensor) -> Tensor:
+        (values,) = torch.autograd.grad(origin, x, signal, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(x) if values is None else values
+
+    # torch.func's vmap, not `is_grads_batched`: that one lacks batching rules for many view operations
+    maps: Tensor = torch.func.vmap(back)(signals) if batched else back(signals[0])[None]
+    return maps.detach()

@@ -13,7 +13,14 @@ LAYOUTS = ("NCHW", "NHWC", "NTC", "NC")
 _CHANNELS_FIRST = frozenset({"conv", "batch_norm", "max_pool", "avg_pool", "contrast_norm"})
 _PERMUTES = frozenset({torch.permute, torch.Tensor.permute})
 _TRANSPOSES = frozenset(
-    {torch.transpose, torch.Tensor.transpose, torch.swapaxes, torch.Tensor.swapaxes, torch.swapdims, torch.Tensor.swapdims}
+    {
+        torch.transpose,
+        torch.Tensor.transpose,
+        torch.swapaxes,
+        torch.Tensor.swapaxes,
+        torch.swapdims,
+        torch.Tensor.swapdims,
+    }
 )
 
 #: Functions that reorder dimensions.
@@ -41,9 +48,7 @@ class Layouts:
 
     def after(self, kind: str, name: str, args: tuple[Any, ...], value: Tensor | None) -> None:
         """Note an operation that fixes where its output's features are."""
-        if kind in _CHANNELS_FIRST:
-            self.channels_last = False
-        elif name in ("group_norm", "instance_norm"):
+        if kind in _CHANNELS_FIRST or name in ("group_norm", "instance_norm"):
             self.channels_last = False
         elif value is not None and value.ndim >= 3:
             over_last = name in ("layer_norm", "rms_norm") and len(args) > 1 and _is_single(args[1])

@@ -1,8 +1,8 @@
 """What kind of operation a function or a module class is: data, one row an operation.
 
-A *function* row is looked up by the function object that `torch.overrides.TorchFunctionMode` reports. A *module* row says
-either that the module is one operation, written as one call of a function of the same kind (``nn.ReLU``), or that it
-is one operation *as a whole* although it is written from other primitives (timm's ``Swish``, ``HardSigmoid``).
+A *function* row is looked up by the function object that `torch.overrides.TorchFunctionMode` reports. A *module* row
+says either that the module is one operation, written as one call of a function of the same kind (``nn.ReLU``), or that
+it is one operation *as a whole* although it is written from other primitives (timm's ``Swish``, ``HardSigmoid``).
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def _gelu(input, *, approximate="none"): ...  # type: ignore[no-untyped-def]
 def _softplus(input, beta=1.0, threshold=20.0): ...  # type: ignore[no-untyped-def]
 def _hardtanh(input, min_val=-1.0, max_val=1.0): ...  # type: ignore[no-untyped-def]
 def _max_pool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False): ...  # type: ignore[no-untyped-def]
-def _avg_pool(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None): ...  # type: ignore[no-untyped-def]
+def _avg_pool(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
+              divisor_override=None): ...  # type: ignore[no-untyped-def]
 def _adaptive(input, output_size, return_indices=False): ...  # type: ignore[no-untyped-def]
 def _batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True): ...  # type: ignore[no-untyped-def]
 def _softmax(input, dim, dtype=None): ...  # type: ignore[no-untyped-def]
@@ -118,8 +119,9 @@ _ROWS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("flatten", "flatten", None),
     (
         "nonlinear",
-        "clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ clip clip_ threshold threshold_ hardshrink softshrink abs abs_ "
-        "exp exp_ exp2 expm1 log log1p log2 sqrt sqrt_ rsqrt rsqrt_ reciprocal reciprocal_ square square_ pow pow_ __pow__ "
+        "clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ clip clip_ threshold threshold_ hardshrink softshrink "
+        "abs abs_ exp exp_ exp2 expm1 log log1p log2 sqrt sqrt_ rsqrt rsqrt_ reciprocal reciprocal_ square square_ "
+        "pow pow_ __pow__ "
         "__rpow__ sin cos erf erfc atan maximum minimum max min amax amin logsumexp var std norm div div_ __rdiv__ "
         "__rtruediv__ true_divide where lp_pool2d",
         None,
@@ -141,7 +143,11 @@ _MODULES: tuple[tuple[str, str, str], ...] = (
         "rectifier",
         "ReLU LeakyReLU PReLU RReLU ELU SELU CELU GELU SiLU Mish Hardswish Softplus",
     ),
-    ("torch.nn", "gate", "Sigmoid Hardsigmoid Tanh Softmax LogSoftmax Softmin Softmax2d LogSigmoid Softsign Tanhshrink GLU"),
+    (
+        "torch.nn",
+        "gate",
+        "Sigmoid Hardsigmoid Tanh Softmax LogSoftmax Softmin Softmax2d LogSigmoid Softsign Tanhshrink GLU",
+    ),
     ("torch.nn", "hardtanh", "Hardtanh"),
     ("torch.nn", "max_pool", "MaxPool1d MaxPool2d MaxPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d"),
     ("torch.nn", "avg_pool", "AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d"),
@@ -154,7 +160,11 @@ _MODULES: tuple[tuple[str, str, str], ...] = (
     ("torch.nn", "flatten", "Flatten"),
     ("torch.nn", "nonlinear", "Threshold Hardshrink Softshrink"),
     ("timm.layers.activations", "rectifier", "GELU GELUTanh PReLU"),
-    ("timm.layers.norm", "norm", "LayerNorm LayerNorm2d GroupNorm GroupNorm1 RmsNorm RmsNorm2d SimpleNorm SimpleNorm2d"),
+    (
+        "timm.layers.norm",
+        "norm",
+        "LayerNorm LayerNorm2d GroupNorm GroupNorm1 RmsNorm RmsNorm2d SimpleNorm SimpleNorm2d",
+    ),
 )
 
 # Written from other primitives, yet one operation: nothing inside them is a site of its own.

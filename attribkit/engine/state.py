@@ -52,7 +52,7 @@ def same_generators(device: torch.device) -> Iterator[None]:
     accelerator = _accelerator(device)
     on_device = accelerator.get_rng_state(device) if accelerator is not None else None
     python = random.getstate()
-    numpy = sys.modules.get("numpy")
+    numpy: Any = sys.modules.get("numpy")
     np_state = numpy.random.get_state(legacy=False) if numpy is not None else None
     try:
         yield
@@ -60,14 +60,12 @@ def same_generators(device: torch.device) -> Iterator[None]:
         # only what moved is put back: another thread may be drawing from the same generators
         if not torch.equal(torch.get_rng_state(), cpu):
             torch.set_rng_state(cpu)
-        if accelerator is not None and on_device is not None:
-            if not torch.equal(accelerator.get_rng_state(device), on_device):
-                accelerator.set_rng_state(on_device, device)
+        if on_device is not None and not torch.equal(accelerator.get_rng_state(device), on_device):
+            accelerator.set_rng_state(on_device, device)
         if random.getstate() != python:
             random.setstate(python)
-        if numpy is not None and np_state is not None:
-            if not _same_numpy_state(numpy.random.get_state(legacy=False), np_state):
-                numpy.random.set_state(np_state)
+        if np_state is not None and not _same_numpy_state(numpy.random.get_state(legacy=False), np_state):
+            numpy.random.set_state(np_state)
 
 
 def _same_numpy_state(now: dict[str, Any], before: dict[str, Any]) -> bool:

@@ -59,7 +59,12 @@ class Grid:
     def flat(self, position: int | tuple[int, int], layer: str) -> int:
         """Return the flat index of a position; `InputError` where the layer has none such."""
         if isinstance(position, int):
-            if self.rows is not None and self.prefix == 0 and self.columns is not None and self.rows * self.columns == self.count:
+            if (
+                self.rows is not None
+                and self.prefix == 0
+                and self.columns is not None
+                and self.rows * self.columns == self.count
+            ):
                 kind = "positions"
             else:
                 kind = "tokens"
@@ -67,10 +72,14 @@ class Grid:
                 raise InputError(f"position {position} is out of range: layer {layer!r} has {self.count} {kind}")
             return position
         if self.rows is None or self.columns is None:
-            raise InputError(f"position {position}: the {self.count} positions of layer {layer!r} form no grid; give an index")
+            raise InputError(
+                f"position {position}: the {self.count} positions of layer {layer!r} form no grid; give an index"
+            )
         row, column = position
         if not (0 <= row < self.rows and 0 <= column < self.columns):
-            raise InputError(f"position {position} is out of range: layer {layer!r} has a map of {self.rows}×{self.columns}")
+            raise InputError(
+                f"position {position} is out of range: layer {layer!r} has a map of {self.rows}×{self.columns}"
+            )
         return self.prefix + row * self.columns + column
 
 

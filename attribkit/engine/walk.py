@@ -7,21 +7,22 @@ attaches it; a site without one is left to autograd untouched.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from attribkit.engine.inverse import InverseLayer, Kept, SiteCall, Table, attach, edges_of, source
-from attribkit.engine.layout import MOVES, Layouts
-from attribkit.engine.ops import SINGLE_INPUT, ModuleKind, Operation, Vocabulary, has_forward_of, is_op_module
+from attribkit.engine.intercept import Interceptor, Probe
+from attribkit.engine.inverse import InverseLayer
+from attribkit.engine.layout import Layouts
+from attribkit.engine.ops import ModuleKind, Operation, Vocabulary, has_forward_of, is_op_module
 from attribkit.engine.sites import Names, Site, unknown_layer
+from attribkit.engine.splice import Splice, Splicer, first_tensor, pool_with_switches
+from attribkit.engine.table import Table
 from attribkit.errors import MethodError
 
 
@@ -39,20 +40,8 @@ class _Frame:
     known: ModuleKind | None
     whole: bool
     claimable: bool
-    pending: _Pending | None = None
+    pending: Splice | None = None
     first_site: int = 0
-
-
-@dataclass
-class _Pending:
-    """An operation about to run on aliases of its inputs, in a graph of its own."""
-
-    call: SiteCall
-    inputs: tuple[Tensor, ...]
-    extras: tuple[Tensor, ...]
-    aliases: tuple[Tensor, ...]
-    sources: tuple[Any, ...]
-    versions: tuple[int, ...]
 
 
 @dataclass
@@ -115,10 +104,9 @@ class Walk:
         self._names = Names(set(self.paths.values()))
         self._stack: list[_Frame] = []
         self._thread = threading.get_ident()
-        self._kept: dict[int, list[Kept]] = {}
-        self._anchor = torch.zeros((), requires_grad=True)
+        self.splicer = Splicer()
         self._probed: dict[nn.Module, bool] = {}
-        self._interceptor = _Interceptor(self)
+        self._interceptor = Interceptor(self)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward pass; return the model's output, None when it ended at the layer.
@@ -144,7 +132,7 @@ class Walk:
         finally:
             torch.set_grad_enabled(grad)
             self._stack.clear()
-            self._kept.clear()
+            self.splicer.clear()
 
     @property
     def rewritten(self) -> int:
@@ -212,9 +200,8 @@ class Walk:
         self._stack.append(frame)
         if inside_whole:
             return None
-        if frame.claimable and known is not None and known.kind in ("rectifier", "hardtanh"):
-            if self._is_opaque_rectifier(module, known, args, kwargs):
-                frame.whole, frame.claimable = True, False
+        if frame.claimable and self._is_opaque_rectifier(module, known, args, kwargs):
+            frame.whole, frame.claimable = True, False
         if frame.claimable:
             return None
         layer = self._layer_for_module(frame)
@@ -224,7 +211,7 @@ class Walk:
         kind = known.kind if known is not None else "other"
         with torch._C.DisableTorchFunction():  # our own tensor calls are no sites
             leaves, spec = tree_flatten((args, kwargs))
-            pending, leaves = self._prepare(frame.name, kind, module, layer, leaves, dict)
+            pending, leaves = self.splicer.prepare(frame.name, kind, module, layer, leaves, dict)
         frame.pending = pending
         return tree_unflatten(leaves, spec) if pending is not None else None
 
@@ -289,12 +276,12 @@ class Walk:
             )
         )
 
-    def _is_opaque_rectifier(self, module: nn.Module, known: ModuleKind, args: Any, kwargs: Any) -> bool:
+    def _is_opaque_rectifier(self, module: nn.Module, known: ModuleKind | None, args: Any, kwargs: Any) -> bool:
         """Tell whether a rectifier's subclass computes it without calling one, so that the module is the site."""
-        if has_forward_of(module, known.cls):
+        if known is None or known.kind not in ("rectifier", "hardtanh") or has_forward_of(module, known.cls):
             return False
         if module not in self._probed:
-            probe = _Probe(self.vocabulary)
+            probe = Probe(self.vocabulary)
             leaves, spec = tree_flatten((args, kwargs))
             copies = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             own_args, own_kwargs = tree_unflatten(copies, spec)
@@ -307,7 +294,7 @@ class Walk:
             self._probed[module] = not probe.found
         return self._probed[module]
 
-    def _finish_module(self, frame: _Frame, pending: _Pending, output: Any) -> Any:
+    def _finish_module(self, frame: _Frame, pending: Splice, output: Any) -> Any:
         leaves, spec = tree_flatten(output)
         floats = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if not floats:
@@ -317,7 +304,7 @@ class Walk:
                 f"{pending.call.layer!r} is attached to {frame.name!r} ({type(frame.module).__name__}), which returns "
                 f"{len(floats)} tensors; attach to the sites inside it"
             )
-        leaves[floats[0]] = self._finish(pending, leaves[floats[0]])
+        leaves[floats[0]] = self.splicer.finish(pending, leaves[floats[0]])
         return tree_unflatten(leaves, spec)
 
     # -- functions -------------------------------------------------------------------------------------------------
@@ -327,7 +314,7 @@ class Walk:
         frame = self._stack[-1] if self._stack else None
         kind = operation.kind_of_call(args, kwargs)
         if frame is None or frame.whole or kind is None:
-            self._rescue(operation, function, args, kwargs)
+            self.splicer.rescue(operation, function, args, kwargs)
             return function(*args, **kwargs)
         claimed = frame.claimable and frame.known is not None and frame.known.kind in (kind, operation.kind)
         if claimed:
@@ -337,7 +324,7 @@ class Walk:
             name, module = self._names.for_function(frame.path, operation.name), None
         layer = self.table.find(name, kind, module, function)
         if layer is None:
-            self._rescue(operation, function, args, kwargs)
+            self.splicer.rescue(operation, function, args, kwargs)
             output = function(*args, **kwargs)
         else:
             output = self._call_inverted(name, kind, module, layer, operation, function, args, kwargs)
@@ -377,105 +364,33 @@ class Walk:
             bound = operation.bind(*tree_unflatten(plain_leaves, spec))
             return {key: value for key, value in bound.items() if value is not _INPUT}
 
-        pending, aliases = self._prepare(name, kind, module, layer, leaves, params)
+        pending, aliases = self.splicer.prepare(name, kind, module, layer, leaves, params)
         if pending is None:
-            self._rescue(operation, function, args, kwargs)
+            self.splicer.rescue(operation, function, args, kwargs)
             return function(*args, **kwargs)
         carried = {id(tensor) for tensor in pending.inputs}
         # the record of parameters must not keep the inputs alive: that is what `needs` is for
         plain_leaves = [
             _INPUT if id(leaf) in carried else leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves
         ]
-        self._rescue(operation, function, args, kwargs)
+        self.splicer.rescue(operation, function, args, kwargs)
         new_args, new_kwargs = tree_unflatten(aliases, spec)
         if kind == "max_pool":
-            result, pending.call.switches, pair = _pool_with_switches(operation, function, new_args, new_kwargs)
+            result, pending.call.switches, pair = pool_with_switches(operation, function, new_args, new_kwargs)
             pending.call.spatial_dims = int(operation.name.split("_with")[0][-2])
-            attached = self._finish(pending, result)
+            attached = self.splicer.finish(pending, result)
             return (attached, pending.call.switches) if pair else attached
         result = function(*new_args, **new_kwargs)
         if isinstance(result, Tensor):
-            return self._finish(pending, result)
+            return self.splicer.finish(pending, result)
         out, out_spec = tree_flatten(result)
         floats = [i for i, leaf in enumerate(out) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if len(floats) != 1:
-            raise MethodError(f"{layer!r} is attached to {name!r}, whose {operation.name}() returns {len(floats)} tensors")
-        out[floats[0]] = self._finish(pending, out[floats[0]])
-        return tree_unflatten(out, out_spec)
-
-    # -- attaching -------------------------------------------------------------------------------------------------
-
-    def _prepare(
-        self,
-        name: str,
-        kind: str,
-        module: nn.Module | None,
-        layer: InverseLayer,
-        leaves: list[Any],
-        params: Callable[[], dict[str, Any]],
-    ) -> tuple[_Pending | None, list[Any]]:
-        """Put aliases, each at the start of a graph of its own, in place of the tensors that carry a signal."""
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
-            return None, leaves
-        if kind in SINGLE_INPUT:
-            inputs, rest = tensors[:1], tensors[1:]
-            if not inputs[0].requires_grad and not any(t.requires_grad and not t.is_leaf for t in rest):
-                return None, leaves
-        else:
-            inputs = [t for t in tensors if not isinstance(t, nn.Parameter)]
-            rest = []
-        inputs = list({id(t): t for t in inputs}.values()) if kind == "other" else inputs
-        # parameters are leaves: only what was itself computed from the input (a routed weight, say) takes a signal
-        extras = [t for t in rest if t.requires_grad and not t.is_leaf]
-        call = SiteCall(name, kind, module, layer, params)
-        call.input_shapes = tuple(t.shape for t in inputs)
-        if "input" in layer.needs:
-            call._inputs = tuple(self._keep(t) for t in inputs)
-        wanted = [*inputs, *extras]
-        aliases = [source(t, self._anchor) for t in wanted]
-        queue: dict[int, list[Tensor]] = {}
-        for tensor, alias in zip(wanted, aliases, strict=True):
-            queue.setdefault(id(tensor), []).append(alias)
-        replaced = []
-        for leaf in leaves:
-            waiting = queue.get(id(leaf)) if isinstance(leaf, Tensor) else None
-            replaced.append((waiting.pop(0) if len(waiting) > 1 else waiting[0]) if waiting else leaf)
-        pending = _Pending(
-            call,
-            tuple(inputs),
-            tuple(extras),
-            tuple(aliases),
-            edges_of(tuple(aliases)),
-            tuple(t._version for t in inputs),
-        )
-        return pending, replaced
-
-    def _finish(self, pending: _Pending, result: Tensor) -> Tensor:
-        changed = [t._version != v for t, v in zip(pending.inputs, pending.versions, strict=True)]
-        in_place = any(result is alias for alias in pending.aliases[:1])
-        if any(changed) and not (in_place and not any(changed[1:])):
             raise MethodError(
-                f"{pending.call.layer!r} is attached to {pending.call.name!r}, which changes an input in place and "
-                "returns another tensor; attach to the sites inside it"
+                f"{layer!r} is attached to {name!r}, whose {operation.name}() returns {len(floats)} tensors"
             )
-        if "output" in pending.call.layer.needs:
-            pending.call._output = self._keep(result)
-        return attach(pending.call, pending.inputs, pending.extras, pending.sources, result, in_place and changed[0])
-
-    def _keep(self, tensor: Tensor) -> Kept:
-        kept = Kept(tensor)
-        self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(kept)
-        return kept
-
-    def _rescue(self, operation: Operation | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Copy kept values that an in-place operation is about to change."""
-        if not self._kept or not is_in_place(operation, function, args, kwargs):
-            return
-        target = first_tensor((args, kwargs))
-        if target is not None:
-            for kept in self._kept.pop(target.untyped_storage().data_ptr(), ()):
-                kept.rescue()
+        out[floats[0]] = self.splicer.finish(pending, out[floats[0]])
+        return tree_unflatten(out, out_spec)
 
     def _catch(self, value: Tensor | None, name: str) -> None:
         if name in self.captured or value is None:
@@ -489,86 +404,12 @@ class Walk:
         torch.set_grad_enabled(False)  # what comes now is watched for its sites only
 
 
-class _Interceptor(TorchFunctionMode):
-    """Reports every torch function called in this thread to the walk."""
-
-    def __init__(self, walk: Walk) -> None:
-        super().__init__()
-        self.walk = walk
-        self.functions = walk.vocabulary.functions
-        self.paused = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self.paused:
-            return func(*args, **kwargs)
-        operation = self.functions.get(func)
-        if operation is not None:
-            return self.walk.call(operation, func, args, kwargs)
-        self.walk._rescue(None, func, args, kwargs)
-        output = func(*args, **kwargs)
-        if func in MOVES:
-            self.walk.layouts.moved(func, args, kwargs)
-        return output
-
-
-class _Probe(TorchFunctionMode):
-    """Notes whether a rectifier function is called."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        super().__init__()
-        self.functions = vocabulary.functions
-        self.found = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operation = self.functions.get(func)
-        if operation is not None and operation.kind_of_call(args, kwargs or {}) == "rectifier":
-            self.found = True
-        return func(*args, **(kwargs or {}))
-
-
 class _Input:
     def __repr__(self) -> str:
         return "<input>"
 
 
 _INPUT = _Input()
-
-
-def first_tensor(tree: Any) -> Tensor | None:
-    """Return the first floating-point tensor of nested tuples, lists and dicts, None where there is none."""
-    if isinstance(tree, Tensor):
-        return tree if tree.is_floating_point() else None
-    if isinstance(tree, (list, tuple)):
-        parts: Any = tree
-    elif isinstance(tree, dict):
-        parts = tree.values()
-    else:
-        return None
-    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
-
-
-def is_in_place(operation: Operation | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Tell whether this call of a torch function may change its first argument."""
-    name = getattr(function, "__name__", "")
-    if name.endswith("__"):
-        return name.startswith("__i") or name == "__setitem__"
-    if name.endswith("_") or "out" in kwargs or kwargs.get("inplace"):
-        return True
-    return operation is not None and bool(operation.bind(args, kwargs).get("inplace"))
-
-
-def _pool_with_switches(
-    operation: Operation, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, Tensor, bool]:
-    """Run a max pool so that it tells its switches; say whether the caller's call returns them too."""
-    bound = operation.bind(args, kwargs)
-    if "return_indices" not in bound:  # the *_with_indices functions and torch.adaptive_max_pool*: pairs already
-        values, switches = function(*args, **kwargs)
-        return values, switches, True
-    pair = bool(bound.pop("return_indices")) or isinstance(function, type(torch.relu)) and "adaptive" in operation.name
-    values, switches = getattr(F, operation.name)(**bound, return_indices=True)
-    return values, switches, pair
 
 
 def mark_model_error(error: Exception, model: nn.Module, where: str) -> None:

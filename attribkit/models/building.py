@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from attribkit.errors import AttribkitError, CheckpointError, ModelError
+from attribkit.errors import AttribkitError, CheckpointError, ModelError, did_you_mean
 from attribkit.models.checkpoint import State, load_weights, other_classes, read_checkpoint, without_prefixes
 from attribkit.models.labels import labels_for
 from attribkit.models.preprocess import timm_preprocess
 from attribkit.registry import one_line
 
-__all__ = ["LoadedModel", "Weights", "build", "class_option", "count_classes", "described", "guarded"]
+__all__ = ["LoadedModel", "Weights", "build", "class_option", "count_classes", "described", "guarded", "near"]
 
 Weights = str | os.PathLike[str] | None
 
@@ -48,10 +49,10 @@ class LoadedModel:
     """
 
     name: str
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     preprocess: Callable[[Image.Image], torch.Tensor]
     denormalize: Callable[[torch.Tensor], torch.Tensor]
-    labels: list[str] | None
+    labels: list[str] | None = field(repr=False)
     input_size: tuple[int, int, int]
     weights: str | None = None
     preprocessing: str = ""
@@ -62,6 +63,7 @@ def build(
     name: str,
     weights: Weights,
     rename: Callable[[State], State] | None = None,
+    names: tuple[str, ...] = ("random",),
 ) -> tuple[nn.Module, str]:
     """Build a model and fill it; return it and where its weights came from.
 
@@ -75,11 +77,14 @@ def build(
         A checkpoint file, or None or ``"random"``.
     rename
         Gives the checkpoint's weights the model's names.
+    names
+        What ``weights`` may be besides a file, for the error.
     """
     if weights is None or weights == "random":
         return guarded(name, lambda: create(None)), "random"
+    choices = " or ".join(map(repr, names))
     if not Path(weights).suffix and not os.path.exists(weights):
-        raise CheckpointError(f"weights {os.fspath(weights)!r} of {name}: neither a file nor 'random' or 'pretrained'")
+        raise CheckpointError(f"weights {os.fspath(weights)!r} of {name}: neither a file nor {choices}")
     state = read_checkpoint(weights)
     if rename is not None:
         try:
@@ -96,11 +101,16 @@ def build(
 
 
 def count_classes(model: nn.Module) -> int | None:
-    """Return the number of classes: what the model states (``num_classes``), else its last linear layer's outputs."""
+    """Return the number of classes: what the model states (``num_classes``), else the outputs of its last layer.
+
+    That is its last linear layer, or its last convolution when it has no linear one.
+    """
     stated = getattr(model, "num_classes", None)
     if isinstance(stated, int):
         return stated
-    sizes = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+    modules = list(model.modules())
+    sizes = [module.out_features for module in modules if isinstance(module, nn.Linear)]
+    sizes = sizes or [module.out_channels for module in modules if isinstance(module, nn.Conv2d)]
     return sizes[-1] if sizes else None
 
 
@@ -110,6 +120,7 @@ def described(
     source: str,
     labels: list[str] | None = None,
     config: Mapping[str, Any] | None = None,
+    origin: str = "the model's data config",
 ) -> LoadedModel:
     """Put ``model`` into eval mode and return it with the preprocessing of its own (or the given) data config.
 
@@ -123,9 +134,11 @@ def described(
         Its class names; None takes ImageNet's when it has 1000 classes.
     config
         Taken instead of the model's ``pretrained_cfg``.
+    origin
+        What ``preprocessing`` calls the data config.
     """
     try:
-        preprocess, denormalize, size = timm_preprocess(model, config)
+        preprocess, denormalize, size = timm_preprocess(model, config, origin)
     except ModelError as error:
         raise ModelError(f"model {name!r}: {error}") from error
     if labels is None:
@@ -146,3 +159,8 @@ def guarded(name: str, make: Callable[[], Any], doing: str = "build") -> Any:
 def class_option(number: int | None) -> dict[str, Any]:
     """Return the keyword argument for a number of classes; none for a model's default."""
     return {} if number is None else {"num_classes": number}
+
+
+def near(prefix: str, name: str, names: Iterable[str]) -> str:
+    """Return `did_you_mean`'s clause with the names as `load_model` takes them."""
+    return re.sub(r"'([^']+)'", rf"'{prefix}/\1'", did_you_mean(name, names))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+import pickletools
 import re
 import warnings
 import zipfile
@@ -27,6 +29,11 @@ State = OrderedDict[str, torch.Tensor]
 WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "module", "net")
 # Prefixes that wrappers put before every name: DataParallel and AveragedModel, torch.compile, Lightning.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+
+_REFUSED = (
+    "checkpoint {name}: refused, it holds the object {object!r}, and loading it would run code; only tensors in plain"
+    " containers are loaded (save model.state_dict() alone)"
+)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> State:
@@ -201,20 +208,53 @@ def _read_pickle(name: str) -> Any:
         message = " ".join(str(error).split())
         named = re.search(r"GLOBAL ([\w.]+)", message)
         if named:
-            raise CheckpointError(
-                f"checkpoint {name}: refused, it holds the object {named[1]!r}, and loading it would run code; only"
-                " tensors in plain containers are loaded (save model.state_dict() alone)"
-            ) from error
+            raise CheckpointError(_REFUSED.format(name=name, object=named[1])) from error
+        found = _first_object(name)
+        if found:
+            raise CheckpointError(_REFUSED.format(name=name, object=found)) from error
         if "Weights only load failed" in message:
             reason = re.search(r"WeightsUnpickler error: (.*?)(?: Check the documentation|$)", message)
             raise CheckpointError(
                 f"checkpoint {name}: refused, it is not a plain file of tensors"
                 + (f" ({reason[1].strip()})" if reason else "")
             ) from error
-        first = message.split(". ")[0] or "it ends too early"
+        said = isinstance(error, RuntimeError | OSError) and re.sub(r"^\[.*?\][ .]*", "", message).split(". ")[0]
         raise CheckpointError(
-            f"checkpoint {name}: cannot be read, damaged, truncated or no checkpoint: {type(error).__name__}: {first}"
+            f"checkpoint {name}: cannot be read, damaged, truncated or no checkpoint" + (f": {said}" if said else "")
         ) from error
+
+
+def _first_object(name: str) -> str | None:
+    """Return the first class or function that a pickle names, if torch's own message does not say it.
+
+    The opcodes are only listed, nothing is built or imported. It serves the message alone.
+    """
+    strings: list[str] = []  # what STACK_GLOBAL takes its two names from
+    memo: list[Any] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            stream: Any = stack.enter_context(open(name, "rb"))
+            if zipfile.is_zipfile(name):
+                archive = stack.enter_context(zipfile.ZipFile(name))
+                member = next(member for member in archive.namelist() if member.endswith("data.pkl"))
+                stream = stack.enter_context(archive.open(member))
+            last: Any = None
+            for operation, argument, _ in pickletools.genops(stream):
+                found = None
+                if operation.name == "MEMOIZE":
+                    memo.append(last)
+                elif operation.name == "GLOBAL":
+                    found = str(argument).replace(" ", ".")
+                elif operation.name == "STACK_GLOBAL":
+                    found = ".".join(strings[-2:])
+                if found is not None and not found.startswith(("collections.OrderedDict", "torch.")):
+                    return found
+                last = memo[argument] if operation.name in ("BINGET", "LONG_BINGET") and memo else argument
+                if isinstance(last, str):
+                    strings.append(last)
+    except Exception:  # no pickle at all: the caller's own words are the better ones
+        return None
+    return None
 
 
 def _unwrap(content: Any, name: str) -> State:

@@ -55,10 +55,9 @@ def load_factory(spec: str, weights: Weights = None) -> LoadedModel:
         source = Path(weights).name
     given = getattr(model, "pretrained_cfg", None)
     given = given if isinstance(given, Mapping) else {}
-    loaded = described(spec, model, source, config=_complete_config(given, model))
-    if given.get("mean") is None:
-        loaded.preprocessing = f"no normalisation, as the model states none: {loaded.preprocessing.partition(': ')[2]}"
-    return loaded
+    stated = given.get("mean") is not None
+    origin = "the model's data config" if stated else "no normalisation, as the model states none"
+    return described(spec, model, source, config=_complete_config(given, model), origin=origin)
 
 
 def _complete_config(given: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from attribkit.errors import InputTypeError, ModelError, PluginError, UnknownNameError, did_you_mean
 from attribkit.models._zfnet import zfnet
-from attribkit.models.building import LoadedModel, Weights, build, class_option, count_classes, described, guarded
+from attribkit.models.building import LoadedModel, Weights, build, class_option, count_classes, described, guarded, near
 from attribkit.models.factory import FACTORY, load_factory
 from attribkit.models.packaged import SHIPPED, Shipped, find_packaged
 from attribkit.models.torchvision_models import load_torchvision
@@ -103,11 +103,12 @@ def load_timm(name: str, weights: Weights = None) -> LoadedModel:
     full = f"timm/{name}"
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        raise UnknownNameError(f"unknown model {full!r}: {did_you_mean(name, timm.list_models())}")
+        raise UnknownNameError(f"unknown model {full!r}: {near('timm', name, timm.list_models())}")
     if tag:
         tags = timm.list_models(f"{architecture}.*", include_tags=True)
         if name not in tags:
-            raise UnknownNameError(f"unknown weights tag {tag!r} of timm/{architecture}: {did_you_mean(name, tags)}")
+            hint = near("timm", name, tags)
+            raise UnknownNameError(f"unknown weights tag {tag!r} of timm/{architecture}: {hint}")
 
     def create(num_classes: int | None, pretrained: bool = False) -> nn.Module:
         built: nn.Module = timm.create_model(name, pretrained=pretrained, **class_option(num_classes))
@@ -118,12 +119,10 @@ def load_timm(name: str, weights: Weights = None) -> LoadedModel:
         path, source, row = packaged
         model, _ = build(create, full, path, rename=row.rename)
     elif weights == "pretrained":
-        model, source = (
-            guarded(full, lambda: create(None, pretrained=True), "get the pretrained weights of"),
-            "pretrained",
-        )
+        model = guarded(full, lambda: create(None, pretrained=True), "get the pretrained weights of")
+        source = "timm's pretrained weights"
     else:
-        model, source = build(create, full, weights)
+        model, source = build(create, full, weights, names=("random", "pretrained"))
     return described(full, model, source)
 
 

@@ -111,7 +111,7 @@ def find_normalization(transform: Any, channels: int) -> Denormalize:
 
 
 def timm_preprocess(
-    model: nn.Module, config: Mapping[str, Any] | None = None
+    model: nn.Module, config: Mapping[str, Any] | None = None, origin: str = "the model's data config"
 ) -> tuple[Preprocess, Denormalize, tuple[int, int, int]]:
     """Return preprocessing, its inverse and the input size by the data config that the model itself bears.
 
@@ -122,6 +122,8 @@ def timm_preprocess(
         says so.
     config
         Taken instead of the model's ``pretrained_cfg``: input_size, interpolation, crop_pct, crop_mode, mean, std.
+    origin
+        What the description calls it.
 
     Raises
     ------
@@ -136,9 +138,10 @@ def timm_preprocess(
         raise ModelError(f"the model's data config does not go together: input_size {size}, mean {mean}, std {std}")
     stated = given.get("mean") is not None and given.get("std") is not None
     shown = [tuple(round(float(value), 6) for value in numbers) for numbers in (mean, std)]
+    if not stated:
+        origin = "timm's defaults, as the model states no mean and std"
     description = (
-        f"{'the model’s data config' if stated else 'timm’s defaults, as the model states no mean and std'}:"
-        f" {'×'.join(map(str, size))}, {resolved['interpolation']}, crop {resolved['crop_pct']:g}"
+        f"{origin}: {'×'.join(map(str, size))}, {resolved['interpolation']}, crop {resolved['crop_pct']:g}"
         f" {resolved['crop_mode']}, mean {shown[0]}, std {shown[1]}"
     )
     transform = create_transform(**resolved, is_training=False)

@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.transforms import _presets as presets
 
 from attribkit.errors import CheckpointError, ModelError, UnknownNameError, did_you_mean
-from attribkit.models.building import LoadedModel, Weights, class_option, count_classes, guarded
+from attribkit.models.building import LoadedModel, Weights, class_option, count_classes, guarded, near
 from attribkit.models.checkpoint import State, load_weights, other_classes, read_checkpoint, without_prefixes
 from attribkit.models.labels import labels_for
 from attribkit.models.preprocess import Preprocess, find_normalization
@@ -51,7 +51,7 @@ def load_torchvision(name: str, weights: Weights = None) -> LoadedModel:
     full = f"torchvision/{name}"
     known = torchvision.models.list_models()
     if name not in known:
-        raise UnknownNameError(f"unknown model {full!r}: {did_you_mean(name, known)}")
+        raise UnknownNameError(f"unknown model {full!r}: {near('torchvision', name, known)}")
     entries = torchvision.models.get_model_weights(name)
     preset = entries.DEFAULT.transforms()
     if not isinstance(preset, presets.ImageClassification | presets.SemanticSegmentation):
@@ -82,7 +82,7 @@ def _described(
     sides = list(getattr(preset, "crop_size", None) or preset.resize_size)
     height, width = sides * 2 if len(sides) == 1 else sides
     description = (
-        f"transforms of {entry}{'' if own else ' (the model’s default weights)'}: 3×{height}×{width},"
+        f"transforms of {entry}{'' if own else ' (the default weights)'}: 3×{height}×{width},"
         f" {preset.interpolation.value}, resize {preset.resize_size[0]}, mean {tuple(preset.mean)},"
         f" std {tuple(preset.std)}"
     )
@@ -109,13 +109,18 @@ def _state(full: str, entries: Any, entry: Any, weights: str | os.PathLike[str])
         raise CheckpointError(f"weights {os.fspath(weights)!r} of {full}: neither a file nor a weights name: {known}")
     if entry is None or os.path.exists(weights):
         return read_checkpoint(weights)
-    try:
-        found = torch.hub.load_state_dict_from_url(entry.url, map_location="cpu", check_hash=True, weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"weights {entry} of {full} cannot be downloaded: {one_line(error)}; give a local file instead"
-        ) from error
-    return OrderedDict(found)
+    # As torch.hub.load_state_dict_from_url does and in its cache, but read without unpickling objects.
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(entry.url).name)
+    if not cached.exists():
+        digest = re.search(r"-([0-9a-f]+)\.", cached.name)
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(entry.url, str(cached), digest[1] if digest else None)
+        except Exception as error:
+            raise CheckpointError(
+                f"weights {entry} of {full} cannot be downloaded: {one_line(error)}; give a local file instead"
+            ) from error
+    return read_checkpoint(cached)
 
 
 def _create(name: str, num_classes: int | None, state: State | None, entry: Any) -> nn.Module:

@@ -99,7 +99,7 @@ def _wrapped(text: str, font: Any, width: int) -> list[str]:
     """Break text into lines no wider than ``width`` pixels; a word that is too long is cut."""
     lines: list[str] = []
     line = ""
-    for word in text.split():
+    for word in text.split(" "):  # a no-break space breaks no line
         while font.getlength(word) > width:
             cut = max(1, next(n for n in range(1, len(word) + 1) if font.getlength(word[:n]) > width) - 1)
             lines += [line] if line else []

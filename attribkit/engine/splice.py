@@ -1,0 +1,149 @@
+"""Splicing an operation out of the model's graph: it runs in a graph of its own, and an inverse layer joins the two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attribkit.engine.inverse import InverseLayer, Kept, SiteCall, attach, edges_of, source
+from attribkit.engine.ops import SINGLE_INPUT, Operation
+from attribkit.errors import MethodError
+
+
+@dataclass
+class Splice:
+    """An operation about to run on aliases of its inputs, in a graph of its own."""
+
+    call: SiteCall
+    inputs: tuple[Tensor, ...]
+    extras: tuple[Tensor, ...]
+    aliases: tuple[Tensor, ...]
+    sources: tuple[Any, ...]
+    versions: tuple[int, ...]
+
+
+class Splicer:
+    """Splices the operations of one walk and guards the tensors kept for their inverse layers."""
+
+    def __init__(self) -> None:
+        self._anchor = torch.zeros((), requires_grad=True)
+        self._kept: dict[int, list[Kept]] = {}
+
+    def clear(self) -> None:
+        """Forget the kept tensors: from here on nothing can change them unseen."""
+        self._kept.clear()
+
+    def prepare(
+        self,
+        name: str,
+        kind: str,
+        module: nn.Module | None,
+        layer: InverseLayer,
+        leaves: list[Any],
+        params: Callable[[], dict[str, Any]],
+    ) -> tuple[Splice | None, list[Any]]:
+        """Put aliases, each at the start of a graph of its own, in place of the tensors that carry a signal."""
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+            return None, leaves
+        if kind in SINGLE_INPUT:
+            inputs, rest = tensors[:1], tensors[1:]
+            if not inputs[0].requires_grad and not any(t.requires_grad and not t.is_leaf for t in rest):
+                return None, leaves
+        else:
+            inputs = [t for t in tensors if not isinstance(t, nn.Parameter)]
+            rest = []
+        inputs = list({id(t): t for t in inputs}.values()) if kind == "other" else inputs
+        # parameters are leaves: only what was itself computed from the input (a routed weight, say) takes a signal
+        extras = [t for t in rest if t.requires_grad and not t.is_leaf]
+        call = SiteCall(name, kind, module, layer, params)
+        call.input_shapes = tuple(t.shape for t in inputs)
+        if "input" in layer.needs:
+            call._inputs = tuple(self._keep(t) for t in inputs)
+        wanted = [*inputs, *extras]
+        aliases = [source(t, self._anchor) for t in wanted]
+        queue: dict[int, list[Tensor]] = {}
+        for tensor, alias in zip(wanted, aliases, strict=True):
+            queue.setdefault(id(tensor), []).append(alias)
+        replaced = []
+        for leaf in leaves:
+            waiting = queue.get(id(leaf)) if isinstance(leaf, Tensor) else None
+            replaced.append((waiting.pop(0) if len(waiting) > 1 else waiting[0]) if waiting else leaf)
+        pending = Splice(
+            call,
+            tuple(inputs),
+            tuple(extras),
+            tuple(aliases),
+            edges_of(tuple(aliases)),
+            tuple(t._version for t in inputs),
+        )
+        return pending, replaced
+
+    def finish(self, pending: Splice, result: Tensor) -> Tensor:
+        changed = [t._version != v for t, v in zip(pending.inputs, pending.versions, strict=True)]
+        in_place = any(result is alias for alias in pending.aliases[:1])
+        if any(changed) and not (in_place and not any(changed[1:])):
+            raise MethodError(
+                f"{pending.call.layer!r} is attached to {pending.call.name!r}, which changes an input in place and "
+                "returns another tensor; attach to the sites inside it"
+            )
+        if "output" in pending.call.layer.needs:
+            pending.call._output = self._keep(result)
+        return attach(pending.call, pending.inputs, pending.extras, pending.sources, result, in_place and changed[0])
+
+    def _keep(self, tensor: Tensor) -> Kept:
+        kept = Kept(tensor)
+        self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(kept)
+        return kept
+
+    def rescue(self, operation: Operation | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Copy kept values that an in-place operation is about to change."""
+        if not self._kept or not is_in_place(operation, function, args, kwargs):
+            return
+        target = first_tensor((args, kwargs))
+        if target is not None:
+            for kept in self._kept.pop(target.untyped_storage().data_ptr(), ()):
+                kept.rescue()
+
+
+def first_tensor(tree: Any) -> Tensor | None:
+    """Return the first floating-point tensor of nested tuples, lists and dicts, None where there is none."""
+    if isinstance(tree, Tensor):
+        return tree if tree.is_floating_point() else None
+    if isinstance(tree, (list, tuple)):
+        parts: Any = tree
+    elif isinstance(tree, dict):
+        parts = tree.values()
+    else:
+        return None
+    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+
+
+def is_in_place(operation: Operation | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether this call of a torch function may change its first argument."""
+    name = getattr(function, "__name__", "")
+    if name.endswith("__"):
+        return name.startswith("__i") or name == "__setitem__"
+    if name.endswith("_") or "out" in kwargs or kwargs.get("inplace"):
+        return True
+    return operation is not None and bool(operation.bind(args, kwargs).get("inplace"))
+
+
+def pool_with_switches(
+    operation: Operation, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor, bool]:
+    """Run a max pool so that it tells its switches; say whether the caller's call returns them too."""
+    bound = operation.bind(args, kwargs)
+    if "return_indices" not in bound:  # the *_with_indices functions and torch.adaptive_max_pool*: pairs already
+        values, switches = function(*args, **kwargs)
+        return values, switches, True
+    pair = bool(bound.pop("return_indices")) or (
+        isinstance(function, type(torch.relu)) and "adaptive" in operation.name
+    )
+    values, switches = getattr(F, operation.name)(**bound, return_indices=True)
+    return values, switches, pair
