@@ -162,18 +162,19 @@ def attribute(
         for start in bars.track(range(0, len(inputs), size), chosen.name):
             rows = slice(start, start + size)
             parts.append(_explain(model, inputs[rows], chosen, pending.part(rows), options))
-    report = _report(chosen, log, strict=strict)
-    described = [part.target.describe() for part in parts]
-    return Attribution(
-        values=torch.cat([part.values for part in parts]),
-        method=chosen.name or type(chosen).__name__,
-        target=torch.cat(described) if isinstance(described[0], Tensor) else described[0],
-        scores=torch.cat([part.scores for part in parts]),
-        coverage=report,
-        extras=_join_extras([part.extras for part in parts], [len(part.values) for part in parts]),
-        provenance=provenance(model, options),
-        _model=weakref.ref(model),
-    )
+        described = [part.target.describe() for part in parts]
+        result = Attribution(
+            values=torch.cat([part.values for part in parts]),
+            method=chosen.name or type(chosen).__name__,
+            target=torch.cat(described) if isinstance(described[0], Tensor) else described[0],
+            scores=torch.cat([part.scores for part in parts]),
+            coverage=_coverage(chosen, log),
+            extras=_join_extras([part.extras for part in parts], [len(part.values) for part in parts]),
+            provenance=provenance(model, options),
+            _model=weakref.ref(model),
+        )
+    _warn_if_plain(chosen, log, strict=strict)
+    return result
 
 
 def project(
@@ -219,12 +220,13 @@ def project(
         found = project_units(
             model, inputs, layer, channels, position, chosen.table(), unit_signal=chosen.unit_signal, layout=layout
         )
+    _warn_if_plain(chosen, log, strict=strict)
     return Attribution(
         values=found.values,
         method=chosen.name,
         target=units,
         scores=found.scores,
-        coverage=_report(chosen, log, strict=strict),
+        coverage=_coverage(chosen, log),
         provenance=provenance(model, {}),
         _model=weakref.ref(model),
     )
@@ -322,16 +324,19 @@ def _is_table(method: Method) -> TypeGuard[InverseMethod]:
     return isinstance(method, InverseMethod) and type(method).attribute is InverseMethod.attribute
 
 
-def _report(method: Method, log: coverage.Log, *, strict: bool) -> coverage.Coverage:
-    table = method.table() if isinstance(method, InverseMethod) else None
-    applies = log.applies and bool(table if table is not None else log.rewritten)
-    report = coverage.summarise(method.name, log.sites or [], applies=applies, complete=log.complete)
-    if table and log.applies and log.complete and log.rewritten == 0:
+def _coverage(method: Method, log: coverage.Log) -> coverage.Coverage:
+    applies = bool(method.table()) if isinstance(method, InverseMethod) else log.rewritten > 0
+    return coverage.summarise(method.name, log.sites or [], applies=applies, complete=log.complete)
+
+
+def _warn_if_plain(method: Method, log: coverage.Log, *, strict: bool) -> None:
+    """Say that a method with a table met nothing to rewrite: its result is the plain gradient."""
+    has_table = isinstance(method, InverseMethod) and bool(method.table())
+    if has_table and log.applies and log.complete and log.rewritten == 0:
         message = f"{method.name} met none of the operations it rewrites: the result equals the plain gradient"
         if strict:
             raise CoverageError(message)
         warnings.warn(message, CoverageWarning, stacklevel=3)
-    return report
 
 
 def _join_extras(extras: list[dict[str, Tensor]], sizes: list[int]) -> dict[str, Tensor]:

@@ -56,9 +56,10 @@ class Unit:
             raise InputTypeError(f"Unit channel must be an int, got {self.channel!r}")
         if self.layout is not None and self.layout not in LAYOUTS:
             raise InputError(f"Unit layout must be one of {', '.join(LAYOUTS)} or None, got {self.layout!r}")
-        if isinstance(self.position, list):
-            object.__setattr__(self, "position", tuple(self.position))
-        position = self.position
+        position: Any = self.position
+        if isinstance(position, list):
+            position = tuple(position)
+            object.__setattr__(self, "position", position)
         ok = position in ("max", "all") if isinstance(position, str) else _is_index(position) or _is_pair(position)
         if not ok:
             raise InputError(f"Unit position must be 'max', 'all', (row, column) or a token index, got {position!r}")
@@ -331,7 +332,7 @@ class PendingTarget:
             classes = torch.as_tensor(given, dtype=torch.long, device=logits.device).expand(self.size).clone()
         count = logits.shape[1]
         wrong = (classes < 0) | (classes >= count)
-        if bool(wrong.any()):
+        if not wrong.is_meta and bool(wrong.any()):
             first = int(classes[wrong][0])
             raise InputError(f"target class {first} is out of range: the model has {count} classes (0 to {count - 1})")
         return ClassTarget(*base, classes=classes)

@@ -142,12 +142,12 @@ def _show_traceback(ctx: click.Context | None, error: Exception) -> None:
 
 def printable(text: str) -> str:
     """Return text on one line, without control characters (a file's name may hold any)."""
-    return "".join(
-        char
-        if char.isprintable() or unicodedata.category(char) == "Zs"
-        else char.encode("unicode_escape").decode("ascii")
-        for char in text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    )
+    readable = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(char if _shows(char) else char.encode("unicode_escape").decode("ascii") for char in readable)
+
+
+def _shows(char: str) -> bool:
+    return char.isprintable() or unicodedata.category(char) == "Zs"
 
 
 def _global_first(args: list[str]) -> list[str]:

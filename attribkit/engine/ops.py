@@ -72,8 +72,8 @@ def _gelu(input, *, approximate="none"): ...  # type: ignore[no-untyped-def]
 def _softplus(input, beta=1.0, threshold=20.0): ...  # type: ignore[no-untyped-def]
 def _hardtanh(input, min_val=-1.0, max_val=1.0): ...  # type: ignore[no-untyped-def]
 def _max_pool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False): ...  # type: ignore[no-untyped-def]
-def _avg_pool(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
-              divisor_override=None): ...  # type: ignore[no-untyped-def]
+def _avg_pool(  # type: ignore[no-untyped-def]
+    input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None): ...
 def _adaptive(input, output_size, return_indices=False): ...  # type: ignore[no-untyped-def]
 def _batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True): ...  # type: ignore[no-untyped-def]
 def _softmax(input, dim, dtype=None): ...  # type: ignore[no-untyped-def]

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 _lock = threading.RLock()
@@ -135,6 +136,47 @@ def eager(model: nn.Module) -> Iterator[None]:
         yield
 
 
+class _Straight:
+    """Stands in for torch's re-entrant checkpoint while a call of ours is under way anywhere in the process.
+
+    Re-entrant checkpointing cannot be differentiated with respect to given inputs and would fill ``.grad``. In a thread
+    of ours the checkpointed part simply runs; in all others the original does its work.
+    """
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+        self.users = 0
+        self.local = threading.local()
+
+    def apply(self, function: Any, preserve: Any, *args: Any) -> Any:
+        if getattr(self.local, "depth", 0):
+            return function(*args)
+        return self.original.apply(function, preserve, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+
+@contextmanager
+def straight_through_checkpoints() -> Iterator[None]:
+    """Run re-entrantly checkpointed parts of a model without checkpointing, in this thread."""
+    module = torch.utils.checkpoint
+    with _lock:
+        current = module.CheckpointFunction
+        stand_in: Any = current if isinstance(current, _Straight) else _Straight(current)
+        module.CheckpointFunction = stand_in  # type: ignore[misc]
+        stand_in.users += 1
+    stand_in.local.depth = getattr(stand_in.local, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        stand_in.local.depth -= 1
+        with _lock:
+            stand_in.users -= 1
+            if not stand_in.users and module.CheckpointFunction is stand_in:
+                module.CheckpointFunction = stand_in.original
+
+
 @contextmanager
 def pristine(model: nn.Module, inputs: Tensor) -> Iterator[None]:
     """Give a call its own world: eval mode, gradients on, inference mode off; everything is put back at the end.
@@ -155,4 +197,5 @@ def pristine(model: nn.Module, inputs: Tensor) -> Iterator[None]:
         stack.enter_context(same_tensors(model, inputs))
         stack.enter_context(eval_mode(model))
         stack.enter_context(eager(model))
+        stack.enter_context(straight_through_checkpoints())
         yield

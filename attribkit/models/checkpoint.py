@@ -249,7 +249,9 @@ def _first_object(name: str) -> str | None:
                     found = ".".join(strings[-2:])
                 if found is not None and not found.startswith(("collections.OrderedDict", "torch.")):
                     return found
-                last = memo[argument] if operation.name in ("BINGET", "LONG_BINGET") and memo else argument
+                last = argument
+                if memo and operation.name in ("BINGET", "LONG_BINGET") and isinstance(argument, int):
+                    last = memo[argument]
                 if isinstance(last, str):
                     strings.append(last)
     except Exception:  # no pickle at all: the caller's own words are the better ones

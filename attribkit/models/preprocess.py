@@ -106,7 +106,7 @@ def find_normalization(transform: Any, channels: int) -> Denormalize:
     for step in [transform, *getattr(transform, "transforms", ())]:
         mean, std = getattr(step, "mean", None), getattr(step, "std", None)
         if mean is not None and std is not None:
-            return Denormalize(torch.as_tensor(mean).tolist(), torch.as_tensor(std).tolist())
+            return Denormalize(*(n.tolist() if isinstance(n, torch.Tensor) else list(n) for n in (mean, std)))
     return Denormalize([0.0] * channels, [1.0] * channels)
 
 

@@ -24,6 +24,11 @@ from attribkit.report.figures import (
     zero_notes,
 )
 
+WIDTH = 448
+"""The least width of an overlay in pixels: room for the caption."""
+LONGEST = 1344
+"""No side is enlarged beyond this."""
+
 
 def overlay(view: Image.Image, values: Array, title: str, details: str, opacity: float = 0.9) -> bytes:
     """Draw the magnitude over the photograph with a caption: a PNG that stands on its own.
@@ -42,13 +47,14 @@ def overlay(view: Image.Image, values: Array, title: str, details: str, opacity:
     Returns
     -------
     bytes
-        A PNG at least 448 pixels wide.
+        A PNG at least `WIDTH` pixels wide.
     """
     heat = magnitude(values)
     layer = coloured(scaled(heat, robust_limit(heat)), MAGNITUDE_COLOURS, start=MAGNITUDE_START).convert("RGB")
     ramp = np.asarray(alpha_ramp(), dtype=np.float64) * opacity
     alpha = Image.fromarray(ramp[levels(scaled(heat, robust_limit(heat)))].astype(np.uint8))
-    factor = max(1, -(-448 // view.width))
+    # Small inputs are enlarged by a whole factor, so that every value stays a square.
+    factor = max(1, min(-(-WIDTH // view.width), LONGEST // max(view.size)))
     size = (view.width * factor, view.height * factor)
     # The photograph is drawn grey and a little darker, so that every colour is the map's.
     picture = view.convert("L").point([round(0.75 * level) for level in range(256)]).convert("RGB")
@@ -72,13 +78,13 @@ def _font(size: int, bold: bool = False) -> Any:
 
 def _captioned(picture: Image.Image, title: str, details: str) -> Image.Image:
     """Return the picture with a white strip below it: title, details and the colour scale."""
-    margin, width = 14, picture.width
+    margin, width = 14, max(WIDTH, picture.width)
     lines = [(line, _font(15, True), "#1a1a1a") for line in _wrapped(title, _font(15, True), width - 2 * margin)]
     lines += [(line, _font(12), "#4a4a4a") for line in _wrapped(details, _font(12), width - 2 * margin)]
     heights = [22 if font is _font(15, True) else 18 for _, font, _ in lines]
     bar_height, top = 8, picture.height + 12
     canvas = Image.new("RGB", (width, top + sum(heights) + 38), "white")
-    canvas.paste(picture, (0, 0))
+    canvas.paste(picture, ((width - picture.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
     for (line, font, colour), height in zip(lines, heights, strict=True):
         draw.text((margin, top), line, fill=colour, font=font)
