@@ -164,6 +164,22 @@ def test_unit_map_is_the_total_activity_of_a_feature_map():
     assert "unit_map" not in without.extras
 
 
+def test_unit_map_without_a_channel_is_each_samples_most_active_map():
+    net, x, classes = case(23, 30)
+    net.conv.bias.data.zero_()
+    x[1] *= torch.tensor([3.0, -1.0, 0.2])[:, None, None]
+    with torch.no_grad():
+        best = net.relu(net.conv(x)).sum((2, 3)).argmax(1)
+    assert best[0] != best[1]
+
+    def activity(images):
+        maps = net.relu(net.conv(images)).detach().sum((2, 3))
+        return maps.gather(1, best[:, None])[:, 0]
+
+    ours = ak.attribute(net, x, method="occlusion", target=classes, window=6, stride=4, unit_layer="relu")
+    assert_close(ours.extras["unit_map"], brute_force(activity, x, 6, 4)[1], 1e-10)
+
+
 def test_a_unit_as_target_keeps_its_place():
     """The unit is the strongest of the clean image, also where the patch makes another one the strongest."""
     net, x, _ = case(23, 30)
@@ -275,7 +291,7 @@ def test_float32_and_identical_images():
         ({"score": "odds"}, "probability"),
         ({"unit_layer": "rellu", "unit_channel": 0}, "relu"),
         ({"unit_layer": "relu", "unit_channel": 4}, "relu"),
-        ({"unit_layer": "relu"}, "unit_channel"),
+        ({"unit_channel": 0}, "unit_layer"),
         ({"windw": 3}, "window"),
     ],
 )
