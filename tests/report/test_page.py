@@ -1,0 +1,277 @@
+import base64
+import dataclasses
+import hashlib
+import io
+import re
+import types
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attribkit.report import figures
+from attribkit.report.page import About, Failure, ImageSection, MethodSection, PageWriter, TopClass, render_page
+from attribkit.report.sections import method_section, method_title
+
+HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/a.png onerror=alert(1)>&amp;"
+ABOUT = About("timm/resnet18", "random", "attribkit explain cat.png", {"torch": "2.0", "attribkit": "0.1"})
+
+
+class Page(HTMLParser):
+    """Collects the elements and the text of a page."""
+
+    VOID = ("meta", "img", "input", "br", "link")
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.stack, self.text, self.faults = [], [], [], []
+        self.feed(html)
+        self.close()
+        assert self.stack == []
+        assert self.faults == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.stack or self.stack.pop() != tag:
+            self.faults.append(tag)
+
+    def handle_data(self, data):
+        if not self.stack or self.stack[-1] not in ("script", "style"):
+            self.text.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def attribution(method, values, **extras):
+    coverage = types.SimpleNamespace(sentence=f"{method} rewrote all 8 rectifiers.")
+    return types.SimpleNamespace(method=method, values=values, extras=extras, coverage=coverage)
+
+
+def section(name="cat", methods=("gradient", "deconvnet", "occlusion"), values=None, text="tabby", **changes):
+    values = np.random.default_rng(0).normal(size=(1, 3, 32, 48)) if values is None else values
+    extras = {
+        "score_map": np.random.default_rng(1).normal(size=(1, 4, 6)),
+        "label_map": np.arange(24).reshape(1, 4, 6) % 3,
+    }
+    sections = tuple(
+        method_section(
+            attribution(method, values, **(extras if method == "occlusion" else {})),
+            summary=text,
+            target=f"{text} (1)",
+            score="8.5",
+            probability="61 %",
+            seconds=0.25,
+            labels=[text, "tiger", "lynx"],
+            predicted=1,
+        )
+        for method in methods
+    )
+    photo = figures.photograph(Image.new("RGB", (90, 60), "#446688"))
+    top = (TopClass(0, text, 0.612), TopClass(1, "tiger", 0.3), TopClass(2, "lynx", 0.0004))
+    parts = {"path": f"in/{name}.png", "size": (900, 600), "top": top, "methods": sections} | changes
+    return ImageSection(name=name, photograph=photo, view=photo, **parts)
+
+
+@pytest.fixture(scope="module")
+def page():
+    html = render_page(ABOUT, [section("cat"), section("dog")], [Failure("in/bad.png", "the file is empty (0 bytes)")])
+    return Page(html)
+
+
+def test_says_what_was_asked_and_answered(page):
+    words = page.words()
+    for part in (
+        "in/cat.png",
+        "900 × 600",
+        "tabby",
+        "61.2 %",
+        "< 0.1 %",
+        "tabby (1)",
+        "8.5",
+        "0.25 s",
+        "deconvnet rewrote all 8 rectifiers.",
+        "attribkit explain cat.png",
+        "random",
+        "torch 2.0",
+        "99.5th percentile",
+        "in/bad.png the file is empty (0 bytes)",
+    ):
+        assert part in words
+
+
+def test_each_method_has_its_pictures(page):
+    kinds = [attrs.get("class") for attrs in page.all("figure")]
+    assert kinds.count("signed") == kinds.count("magnitude") == 6
+    assert kinds.count("colour") == 2  # deconvnet alone
+    assert kinds.count("score") == kinds.count("classes") == 2
+    assert [attrs["class"] for attrs in page.all("ul") if attrs.get("class")] == ["legend", "legend"]
+
+
+def test_bars_are_as_long_as_the_probabilities(page):
+    widths = [attrs["style"] for attrs in page.all("span") if attrs.get("style", "").startswith("width:")]
+    assert widths[:3] == ["width:61.20%", "width:30.00%", "width:0.04%"]
+
+
+def test_every_picture_has_an_alternative_text_and_its_size(page):
+    for image in page.all("img"):
+        assert "alt" in image
+    inside = [image for image in page.all("img") if "bar" not in image.get("class", "")]
+    assert all(int(image["width"]) > 0 and int(image["height"]) > 0 for image in inside)
+    told = [image["alt"] for image in page.all("img") if image["alt"].startswith("Deconvnet")]
+    assert any("strongest in the" in alt for alt in told)
+
+
+def test_every_control_has_a_name(page):
+    labelled = {attrs["for"] for attrs in page.all("label")}
+    sliders = page.all("input")
+    assert len(sliders) == 6
+    assert all(slider["type"] == "range" and slider["id"] in labelled for slider in sliders)
+    zooms = [attrs for attrs in page.all("button") if attrs.get("class") == "zoom"]
+    assert all(attrs["aria-label"] for attrs in zooms)
+
+
+def test_ids_are_unique_and_links_and_labels_lead_somewhere(page):
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    for _, attrs in page.elements:
+        for reference in (attrs.get("aria-labelledby"), attrs.get("for"), attrs.get("href", "#images")[1:]):
+            assert reference is None or reference in ids
+
+
+def test_pictures_are_whole(page):
+    for image in page.all("img"):
+        header, _, data = image["src"].partition(",")
+        assert header in ("data:image/png;base64", "data:image/jpeg;base64")
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as opened:
+            opened.load()
+
+
+def test_nothing_comes_from_the_network(page):
+    for tag, attrs in page.elements:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            value = attrs.get(name, "#")
+            assert value.startswith(("data:", "#")), (tag, name, value[:60])
+    html = render_page(ABOUT, [section()])
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL).group(1)
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_the_policy_lets_this_script_run_and_no_other(page):
+    html = render_page(ABOUT, [section()])
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(attrs["content"] for attrs in Page(html).all("meta") if "http-equiv" in attrs)
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "script-src 'unsafe-inline'" not in policy
+
+
+def test_an_index_only_for_many(page):
+    assert [attrs["class"] for attrs in page.all("nav")] == ["index"]
+    anchors = [attrs["href"] for attrs in page.all("a")]
+    assert "#image-1" in anchors
+    assert "#image-2" in anchors
+    assert Page(render_page(ABOUT, [section()])).all("nav") == []
+
+
+def test_hostile_names_are_text():
+    hostile = MethodSection(HOSTILE, HOSTILE, HOSTILE, error=HOSTILE)
+    shown = section(HOSTILE, text=HOSTILE, path=HOSTILE)
+    shown = dataclasses.replace(shown, methods=(*shown.methods, hostile))
+    about = About(HOSTILE, HOSTILE, HOSTILE, {HOSTILE: HOSTILE})
+    html = render_page(about, [shown, shown], [Failure(HOSTILE, HOSTILE)])
+    page = Page(html)
+    assert len(page.all("script")) == 1
+    assert all(image["src"].startswith("data:") for image in page.all("img"))
+    assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
+    assert HOSTILE in " ".join(page.text)
+
+
+def test_awkward_characters():
+    html = render_page(ABOUT, [section("na\u00efve \u732b {{ 7 * 7 }} {% raw %} \udcff")])
+    assert "naïve 猫 {{ 7 * 7 }} {% raw %} ?" in html
+    assert "49" not in Page(html).all("title")
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, -1.0, np.nan, 1e-320, 1e300])
+def test_maps_without_structure(scale):
+    page = Page(render_page(ABOUT, [section(values=np.full((1, 3, 16, 16), scale))]))
+    assert len(page.all("figure")) == 10
+    if scale == 0 or np.isnan(scale):
+        assert "every value is zero" in page.words().lower()
+
+
+def test_a_method_that_failed_says_why():
+    failed = MethodSection("occlusion", "Occlusion", "hides parts", error="RuntimeError: out of memory")
+    page = Page(render_page(ABOUT, [section(methods=("gradient",)), section(methods=())]))
+    assert "Failed." not in page.words()
+    shown = section(methods=("gradient",))
+    shown = dataclasses.replace(shown, methods=(*shown.methods, failed))
+    words = Page(render_page(ABOUT, [shown, section("b")])).words()
+    assert "Failed. RuntimeError: out of memory" in words
+    assert "1 failed" in words
+
+
+def test_no_class_scores():
+    page = Page(render_page(ABOUT, [section(top=())]))
+    assert "What timm/resnet18 looked at" in page.words()
+
+
+def test_one_image_names_its_class():
+    assert "Why “tabby”?" in Page(render_page(ABOUT, [section()])).words()
+
+
+def test_sections_are_kept_in_order_and_the_spool_is_closed():
+    stream = io.BytesIO()
+    with PageWriter() as writer:
+        for name in "cab":
+            writer.add(section(name, methods=("gradient",)))
+        writer.write(stream, ABOUT)
+    titles = re.findall(r'<h2 id="image-\d+-title">(.)</h2>', stream.getvalue().decode())
+    assert titles == ["c", "a", "b"]
+    with pytest.raises(ValueError, match="closed"):
+        writer.add(section("d", methods=()))
+
+
+@pytest.mark.parametrize(
+    ("name", "title"), [("guided_backprop", "Guided backprop"), ("lrp.epsilon_plus", "Lrp · epsilon plus")]
+)
+def test_titles(name, title):
+    assert method_title(name) == title
+
+
+def test_notebook_fragment():
+    import torch
+
+    import attribkit as ak
+    from attribkit.engine.coverage import Coverage
+    from attribkit.report.notebook import SHOWN, attribution_html
+
+    count = SHOWN + 3
+    result = ak.Attribution(
+        torch.randn(count, 3, 8, 8),
+        "gradient",
+        torch.arange(count),
+        torch.randn(count),
+        Coverage("gradient", applies=False),
+    )
+    page = Page(attribution_html(result))
+    assert len(page.all("img")) == SHOWN
+    assert "class 3" in page.words()
+    assert "3 more not shown" in page.words()
+    units = (ak.Unit("<b>", 0), ak.Unit("conv1", 1))
+    result = ak.Attribution(torch.zeros(2, 2, 3, 8, 8), "gradient", units, torch.zeros(2, 2), Coverage("gradient"))
+    page = Page(attribution_html(result))
+    assert "unit 0 of <b>" in page.words()
+    assert page.all("b") == []
