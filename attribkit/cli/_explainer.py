@@ -101,7 +101,7 @@ class Explainer:
                 errors.append(_named(error, method))
             sections.append(section)
         if not methods:
-            raise errors[0] if len(errors) == 1 else MethodError("; ".join(describe(error) for error in errors))
+            raise _all_of(errors)
         page = ImageSection(
             name=printable(name),
             path=printable(str(path)),
@@ -110,6 +110,7 @@ class Explainer:
             size=photograph.size,
             top=answer.top,
             methods=tuple(sections),
+            question=self._question(methods),
         )
         top = [{"index": c.index, "label": c.label, "probability": c.probability} for c in answer.top]
         return Explained(page, top, methods, errors)
@@ -178,9 +179,26 @@ class Explainer:
         index = int(result.target[0])
         return f"{self.session.label(index)} ({index})", index
 
+    def _question(self, methods: dict[str, dict[str, Any]]) -> str:
+        """Return what the methods answered, in words."""
+        if self.unit is not None:
+            return f"What excites unit {self.unit.channel} of {printable(self.unit.layer)}?"
+        label = self.session.label(next(iter(methods.values()))["target"])
+        return f"Why “{printable(label.partition(',')[0])}”?"  # the first of a class's synonyms
+
     def _failed(self, method: str, error: Exception) -> MethodSection:
         summary = manager().method(method).summary
         return MethodSection(method, method_title(method), summary, error=printable(describe(error)))
+
+
+def _all_of(errors: list[Exception]) -> Exception:
+    """Return one error for methods that all failed; a reason that they share is said once."""
+    reasons = {describe(error.__cause__) for error in errors if error.__cause__ is not None}
+    if len(errors) == 1:
+        return errors[0]
+    if len(reasons) == 1:
+        return MethodError(f"every method failed: {reasons.pop()}")
+    return MethodError("; ".join(describe(error) for error in errors))
 
 
 def _named(error: Exception, method: str) -> Exception:

@@ -111,6 +111,8 @@ class ImageSection:
         The most probable classes, the most probable first.
     methods
         What each method said.
+    question
+        What the methods answer, such as ``Why “tiger cat”?``: the page's heading when there is one image.
     """
 
     name: str
@@ -120,6 +122,7 @@ class ImageSection:
     size: tuple[int, int]
     top: tuple[TopClass, ...]
     methods: tuple[MethodSection, ...]
+    question: str = ""
 
     @property
     def thumbnail(self) -> Picture:
@@ -180,7 +183,14 @@ class PageWriter:
         best = section.top[0] if section.top else None
         failed = [method.name for method in section.methods if method.error is not None]
         self._index.append(
-            {"anchor": anchor, "name": section.name, "best": best, "thumbnail": section.thumbnail, "failed": failed}
+            {
+                "anchor": anchor,
+                "name": section.name,
+                "best": best,
+                "thumbnail": section.thumbnail,
+                "failed": failed,
+                "question": section.question,
+            }
         )
 
     def fail(self, path: str, error: str) -> None:
