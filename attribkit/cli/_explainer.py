@@ -104,7 +104,7 @@ class Explainer:
             raise _all_of(errors)
         page = ImageSection(
             name=printable(name),
-            path=printable(str(path)),
+            path=printable(self.job.caption or str(path)),
             photograph=figures.photograph(photograph),
             view=figures.photograph(view, longest=max(view.size)),
             size=photograph.size,

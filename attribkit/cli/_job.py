@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What ``attribkit explain`` was asked to do; the names are those of its options."""
+    """What ``attribkit explain`` was asked to do; the names are those of its options.
+
+    Attributes
+    ----------
+    command
+        The command line, for the page.
+    caption
+        What the page says of the images in place of their paths; None: the paths.
+    """
 
     paths: tuple[str, ...]
     out: Path
@@ -37,6 +45,7 @@ class Job:
     layer: str | None = None
     channel: int | None = None
     device: str | None = None
+    caption: str | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 

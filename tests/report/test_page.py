@@ -1,6 +1,7 @@
 import base64
 import dataclasses
 import hashlib
+import html as html_module
 import io
 import re
 import types
@@ -188,9 +189,10 @@ def test_an_index_only_for_many(page):
 def test_hostile_names_are_text():
     hostile = MethodSection(HOSTILE, HOSTILE, HOSTILE, error=HOSTILE)
     shown = section(HOSTILE, text=HOSTILE, path=HOSTILE)
-    shown = dataclasses.replace(shown, methods=(*shown.methods, hostile))
+    shown = dataclasses.replace(shown, methods=(*shown.methods, hostile), question=HOSTILE)
     about = About(HOSTILE, HOSTILE, HOSTILE, {HOSTILE: HOSTILE})
     html = render_page(about, [shown, shown], [Failure(HOSTILE, HOSTILE)])
+    assert f"<h1>{html_module.escape(HOSTILE)[:8]}" in render_page(about, [shown])
     page = Page(html)
     assert len(page.all("script")) == 1
     assert all(image["src"].startswith("data:") for image in page.all("img"))
@@ -228,8 +230,16 @@ def test_no_class_scores():
     assert "What timm/resnet18 looked at" in page.words()
 
 
-def test_one_image_names_its_class():
-    assert "Why “tabby”?" in Page(render_page(ABOUT, [section()])).words()
+def test_one_image_has_its_question_for_a_heading():
+    shown = section(question="Why “tabby”?")
+    assert "Why “tabby”?" in Page(render_page(ABOUT, [shown])).words()
+    assert "Why “tabby”?" not in Page(render_page(ABOUT, [shown, shown])).words()
+
+
+def test_random_weights_are_said():
+    assert "weights are random" in Page(render_page(ABOUT, [section()])).words()
+    trained = dataclasses.replace(ABOUT, weights="w.pt")
+    assert "weights are random" not in Page(render_page(trained, [section()])).words()
 
 
 def test_sections_are_kept_in_order_and_the_spool_is_closed():

@@ -24,6 +24,6 @@ if (dialog && dialog.showModal) {
     });
   });
   dialog.addEventListener("click", (event) => {
-    if (event.target === dialog || event.target.closest(".stage")) dialog.close();
+    if (event.target === dialog || event.target.closest(".stage, .close")) dialog.close();
   });
 }
