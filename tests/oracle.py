@@ -12,7 +12,8 @@ Two things have no node of their own, because they are written from several prim
 autograd function each, which becomes one node whose backward is written out below.
 
 What the oracle cannot see it refuses: an in-place operation on a view becomes a ``CopySlices`` node that hides the
-operation inside, and a model with such a node raises `NotImplementedError`.
+operation inside. Where that may be a rectifier, the model raises `NotImplementedError`; other operations (sums into a
+slice, assignments) are their ordinary derivative, hidden or not.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import activations, activations_me
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 METHODS = ("gradient", "guided_backprop", "deconvnet")
 
@@ -44,6 +46,11 @@ RECTIFIERS = {
     "Mish",
     "Hardswish",
     "Softplus",
+}
+
+IN_PLACE = {
+    *("relu_", "hardtanh_", "leaky_relu_", "rrelu_with_noise_", "elu_", "celu_", "selu_", "gelu_", "silu_", "mish_"),
+    "hardswish_",
 }
 
 # Classes written from primitives: one rectifier each, or one gate each (plain, with whatever rectifier they call).
@@ -92,7 +99,8 @@ def explain(model: nn.Module, inputs: Tensor, method: str, target: Any = None) -
         model = copy.deepcopy(model).eval()
     leaf = inputs.detach().clone().requires_grad_()
     place = target if isinstance(target, Place) else None
-    with torch.enable_grad(), _composites_as_one_node(method), _watch(model, place) as seen:
+    hidden = _RectifiersOnViews()
+    with torch.enable_grad(), _composites_as_one_node(method), _watch(model, place) as seen, hidden:
         outputs = model(leaf.clone())  # a clone, so that a model may start with an in-place operation
     if place is not None:
         end, mask = seen[place.call], _mask(seen[place.call].detach(), place)
@@ -106,12 +114,26 @@ def explain(model: nn.Module, inputs: Tensor, method: str, target: Any = None) -
         classes = end.argmax(1) if target is None else torch.as_tensor(target).expand(len(inputs))
         seed = F.one_hot(classes, end.shape[1]).to(end.dtype)
         scores = (end.detach() * seed).sum(1)
-    rectifiers = _edit_graph(end.grad_fn, method)
+    rectifiers = _edit_graph(end.grad_fn, method, hidden.found)
     (values,) = torch.autograd.grad(end, leaf, seed)
     return Reference(values, scores, rectifiers)
 
 
-def _edit_graph(root: Any, method: str) -> int:
+class _RectifiersOnViews(TorchDispatchMode):
+    """Notes the rectifiers that were applied in place to a view, as ATen's dispatcher gets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in IN_PLACE and args[0]._is_view():
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def _edit_graph(root: Any, method: str, hidden: list[str]) -> int:
     """Attach the method's rule to every rectifier node below ``root``; return how many there are."""
 
     def enter(grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -123,8 +145,8 @@ def _edit_graph(root: Any, method: str) -> int:
     count, seen, stack = 0, {root}, [root]
     while stack:
         node = stack.pop()
-        if node.name().endswith("CopySlices"):
-            raise NotImplementedError("an in-place operation on a view: autograd hides which one")
+        if hidden and node.name().endswith("CopySlices"):
+            raise NotImplementedError(f"{hidden[0]} in place on a view: autograd hides it in a node of another name")
         if isinstance(node, _OneNode._backward_cls):
             count += node.kind == "rectifier"  # its backward knows the rule
         elif _is_rectifier(node):

@@ -264,3 +264,24 @@ def test_equals_captum_where_every_rectifier_is_its_own_module():
         ours = explain(net, x, method, classes).values
         assert theirs.abs().max() > 1e-6
         assert (ours - theirs).abs().max() <= 1e-14 * theirs.abs().max()
+
+
+def test_a_sum_in_place_on_a_view_hides_no_rectifier():
+    class Slices(nn.Module):
+        def forward(self, x):
+            h = x.relu() * torch.tensor([[-1.0, 2.0, 3.0]])
+            h[:, :2] += x[:, 1:]
+            return F.silu(h, inplace=True)
+
+    class Apart(nn.Module):
+        def forward(self, x):
+            h = x.relu() * torch.tensor([[-1.0, 2.0, 3.0]])
+            return F.silu(torch.cat([h[:, :2] + x[:, 1:], h[:, 2:]], 1))
+
+    x = torch.tensor([[1.0, -2.0, 3.0]])
+    for method in oracle.METHODS:
+        target = lambda out: out @ torch.tensor([1.0, -1.0, 1.0])  # noqa: E731
+        found, expected = (explain(net, x, method, target) for net in (Slices(), Apart()))
+        assert found.rectifiers == expected.rectifiers == 2
+        assert found.values.abs().max() > 0
+        torch.testing.assert_close(found.values, expected.values)
