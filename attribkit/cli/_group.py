@@ -121,12 +121,17 @@ def describe(error: BaseException) -> str:
 
 def say_error(message: str) -> None:
     """Write one line about an error to stderr."""
-    click.echo(f"attribkit: error: {printable(message)}", err=True)
+    _say(f"attribkit: error: {printable(message)}\n")
 
 
 def say_warning(message: str) -> None:
     """Write one line about something that is no error to stderr."""
-    click.echo(f"attribkit: warning: {printable(message)}", err=True)
+    _say(f"attribkit: warning: {printable(message)}\n")
+
+
+def _say(text: str) -> None:
+    # Not click.echo: it writes past the stand-in for stderr by which a progress bar makes room for other lines.
+    print(text, end="", file=sys.stderr, flush=True)
 
 
 def report_failure(path: str, error: Exception) -> None:
@@ -137,7 +142,7 @@ def report_failure(path: str, error: Exception) -> None:
 
 def _show_traceback(ctx: click.Context | None, error: Exception) -> None:
     if ctx is not None and ctx.meta.get(DEBUG):
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        _say("".join(traceback.format_exception(error)))
 
 
 def printable(text: str) -> str:

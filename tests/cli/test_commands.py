@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 import attribkit as ak
 from attribkit import plugins
 from attribkit.cli import main
-from attribkit.cli._group import describe, printable
+from attribkit.cli._group import describe, printable, say_error
 from attribkit.errors import InputError
 
 HEAVY = ("torch", "numpy", "matplotlib", "timm", "torchvision", "PIL", "jinja2")
@@ -132,6 +133,15 @@ def test_unexpected_errors_name_their_type(run, monkeypatch):
 
 def test_control_characters_are_not_sent_to_the_terminal():
     assert printable("a\x1b[31m\nb\udcff\N{NO-BREAK SPACE}é") == "a\\x1b[31m\\nb�\N{NO-BREAK SPACE}é"
+
+
+def test_errors_make_way_for_a_progress_bar(monkeypatch):
+    class StandIn(io.StringIO):
+        buffer = sys.__stderr__.buffer if sys.__stderr__ else None
+
+    monkeypatch.setattr(sys, "stderr", StandIn())
+    say_error("what")
+    assert sys.stderr.getvalue() == "attribkit: error: what\n"
 
 
 # --- plugins and their commands
