@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,9 @@ from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk
 from attribkit.errors import ModelError
 from attribkit.targets import PendingTarget, Target, Unit
+
+if TYPE_CHECKING:
+    from attribkit.pluginmanager import PluginManager
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,12 @@ def vocabulary() -> Vocabulary:
     """Return the operations known, those taught by plugins included."""
     from attribkit.plugins import manager
 
-    return Vocabulary((entry.kind, entry.operation) for entry in manager().operations)
+    return _vocabulary_of(manager())
+
+
+@functools.lru_cache(maxsize=1)
+def _vocabulary_of(plugins: PluginManager) -> Vocabulary:
+    return Vocabulary((entry.kind, entry.operation) for entry in plugins.operations)
 
 
 def invert(

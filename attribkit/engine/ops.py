@@ -7,6 +7,7 @@ it is one operation *as a whole* although it is written from other primitives (t
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable
@@ -23,7 +24,9 @@ SINGLE_INPUT = frozenset(
 )
 
 #: Kinds that are not linear in their inputs: what a method leaves plain there deserves a word.
-NONLINEAR = frozenset({"rectifier", "gate", "max_pool", "norm", "contrast_norm", "product", "attention", "nonlinear"})
+NONLINEAR = frozenset(
+    {"rectifier", "gate", "max_pool", "norm", "contrast_norm", "product", "attention", "recurrent", "nonlinear"}
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ _ROWS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("concat", "cat concat concatenate stack", _cat),
     ("attention", "scaled_dot_product_attention", _attention),
     ("attention", "multi_head_attention_forward", None),
+    ("recurrent", "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", None),
     ("dropout", "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_", None),
     ("matmul", "matmul bmm mm addmm baddbmm einsum __rmatmul__", None),
     ("resample", "interpolate upsample grid_sample pixel_shuffle pixel_unshuffle pad", None),
@@ -128,7 +132,7 @@ _ROWS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ),
 )
 
-_NAMESPACES: tuple[Any, ...] = (F, torch, torch._C._nn, torch.Tensor)
+_NAMESPACES: tuple[Any, ...] = (F, torch, torch._C._nn, torch._VF, torch.Tensor)
 
 # torch.nn's classes are one call of one function each; timm's in the second group likewise.
 _MODULES: tuple[tuple[str, str, str], ...] = (
@@ -155,6 +159,7 @@ _MODULES: tuple[tuple[str, str, str], ...] = (
     ("torch.nn", "norm", "LayerNorm GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d RMSNorm"),
     ("torch.nn", "contrast_norm", "LocalResponseNorm"),
     ("torch.nn", "attention", "MultiheadAttention"),
+    ("torch.nn", "recurrent", "LSTM GRU RNN LSTMCell GRUCell RNNCell"),
     ("torch.nn", "dropout", "Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout"),
     ("torch.nn", "resample", "Upsample UpsamplingNearest2d UpsamplingBilinear2d PixelShuffle PixelUnshuffle"),
     ("torch.nn", "flatten", "Flatten"),
@@ -216,11 +221,11 @@ class Vocabulary:
     def module_kind(self, cls: type) -> ModuleKind | None:
         """Return what a module class is (the most derived class known decides), None for a composite."""
         self._resolve()
-        if cls not in self._cache:
-            self._cache[cls] = next(
-                (known[base] for base in cls.__mro__ for known in (self._taught, self._classes) if base in known), None
-            )
-        return self._cache[cls]
+        if cls in (cache := self._cache):
+            return cache[cls]
+        tables = (self._taught, self._classes)
+        found = cache[cls] = next((known[base] for base in cls.__mro__ for known in tables if base in known), None)
+        return found
 
     def _resolve(self) -> None:
         """Look up classes of modules imported by now: a class nobody imported has no instances, so none is missed."""
@@ -237,7 +242,7 @@ class Vocabulary:
                 cls = getattr(module, name, None)
                 if isinstance(cls, type):
                     self._classes.setdefault(cls, ModuleKind(kind, whole, cls))
-            self._cache.clear()
+            self._cache = {}
         self._pending = waiting
 
 
@@ -252,7 +257,13 @@ def _signature_of(function: Any, fallback: Callable[..., Any] | None) -> inspect
     return signature
 
 
-def _builtin_functions() -> Iterable[tuple[Any, Operation]]:
+@functools.cache
+def _builtin_functions() -> tuple[tuple[Any, Operation], ...]:
+    """Return the rows by function object; reading signatures takes milliseconds, so once in a process."""
+    return tuple(_read_rows())
+
+
+def _read_rows() -> Iterable[tuple[Any, Operation]]:
     for kind, names, stub in _ROWS:
         for name in names.split():
             for namespace in _NAMESPACES:
