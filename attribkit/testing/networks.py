@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import functools
 import linecache
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attribkit.testing.operations import KINDS, WRITINGS, Op, Shape, module_in_place
+from attribkit.testing.operations import KINDS, OVERWRITABLE, WRITINGS, Op, Shape, module_in_place
 
 _ATTENTION = '''
 class SelfAttention(nn.Module):
@@ -90,6 +93,10 @@ class Net:
         """Return the name of the module whose first call makes a value; None where no module's does."""
         return _Writer(self, writing).names.get(value)
 
+    def functions(self, model: nn.Module) -> list[Callable[..., Tensor]]:
+        """Return each operation alone as a function of the values it takes; ``model`` is `build`'s, in modules."""
+        return [functools.partial(function, model) for function in _functions(self)]
+
     def __repr__(self) -> str:
         lines = "".join(f"\n    {each!r}," for each in self.ops)
         return f"Net({self.shape}, ({lines}\n), seed={self.seed})"
@@ -115,7 +122,7 @@ class _Writer:
     def _may_overwrite(self, each: Op, uses: list[int]) -> bool:
         """Tell whether the first value taken is needed by nothing else, so that it may be overwritten."""
         first = each.inputs[0]
-        return first > 0 and uses.count(first) == 1 and not KINDS[self.net.ops[first - 1].kind].saves_output
+        return first > 0 and uses.count(first) == 1 and self.net.ops[first - 1].kind in OVERWRITABLE
 
     def _expression(self, value: int, each: Op, shapes: list[Shape], free: bool, shared: dict[str, str]) -> str:
         kind = KINDS[each.kind]
@@ -130,7 +137,8 @@ class _Writer:
                 name = shared.setdefault(constructor, name)
             if name not in self.constructors:
                 self.constructors[name] = constructor
-                self.names[value] = name
+                if as_module or "{m}(" in kind.call:
+                    self.names[value] = name
             values["m"] = f"self.{name}"
             if as_module and kind.call.startswith(("F.", "torch.")):
                 return "{m}({x})".format(**values)
@@ -159,9 +167,18 @@ class _Writer:
 
 
 @functools.lru_cache(maxsize=512)
+def _functions(net: Net) -> list[Callable[..., Tensor]]:
+    found = []
+    for each, line in zip(net.ops, _Writer(net, "modules").lines, strict=True):
+        taken = ", ".join(dict.fromkeys(f"x{i}" for i in each.inputs))
+        found.append(eval(f"lambda self, {taken}: {line.partition(' = ')[2]}", {"torch": torch, "F": F}))
+    return found
+
+
+@functools.lru_cache(maxsize=512)
 def _compiled(source: str) -> type[nn.Module]:
     """Run a network's source; its lines show in tracebacks."""
-    name = f"<network {abs(hash(source)):x}>"
+    name = f"<network {zlib.crc32(source.encode()):08x}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     namespace: dict[str, Any] = {"__name__": "attribkit_test_network"}
     exec(compile(source, name, "exec"), namespace)
@@ -172,8 +189,8 @@ def _compiled(source: str) -> type[nn.Module]:
 def seed_weights(model: nn.Module, seed: int) -> nn.Module:
     """Draw a model's weights and statistics from a seed, in the order of their names; return the model.
 
-    The strongest weight of every filter is made positive: a rectified signal then finds its way through most networks, and
-    few are dead. Biases, means and variances are drawn too, so that none of them is idle.
+    The strongest weight of every filter is made positive: a rectified signal then finds its way through most networks,
+    and few are dead. Biases, means and variances are drawn too, so that none of them is idle.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,7 +1,7 @@
 """The operations that test networks are made of: the shape each makes and the Python it is written as.
 
-Every operation can be written in several ways (`WRITINGS`) that compute the same. Parameters always live in modules, so that
-one set of weights serves all writings.
+Every operation can be written in several ways (`WRITINGS`) that compute the same. Parameters always live in modules, so
+that one set of weights serves all writings.
 """
 
 from __future__ import annotations
@@ -71,8 +71,6 @@ class Kind:
         Whether the module holds parameters (it is then always a module, and never shared).
     shape : callable
         ``(op, shapes) -> shape`` without the batch dimension.
-    saves_output : bool
-        Whether autograd keeps the output, so that nothing may follow in place.
     """
 
     role: str
@@ -82,7 +80,6 @@ class Kind:
     in_place: str = ""
     parameters: bool = False
     shape: Callable[[Op, list[Shape]], Shape] = lambda op, shapes: shapes[0]
-    saves_output: bool = False
 
     def text(self, op: Op, shapes: list[Shape], which: str) -> str:
         """Return one of the expressions with the operation's arguments filled in."""
@@ -101,9 +98,9 @@ def window_size(size: int, op: Op) -> int:
     stride, padding = op.get("stride", 1), op.get("padding", 0)
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     if not op.get("ceil", False):
-        return room // stride + 1
+        return int(room // stride + 1)
     count = -(-room // stride) + 1
-    return count - 1 if (count - 1) * stride >= size + padding else count  # no window may start beyond the border
+    return int(count - 1 if (count - 1) * stride >= size + padding else count)  # no window may start beyond the border
 
 
 def _windowed(op: Op, shapes: list[Shape]) -> Shape:
@@ -115,19 +112,17 @@ def _constructor(template: str) -> Callable[[Op, list[Shape]], str]:
     return lambda op, shapes: Kind("", call=template).text(op, shapes, "call")
 
 
-def _rectifier(module: str, call: str, in_place: str = "", method: str = "", *, saves_output: bool = False) -> Kind:
-    return Kind(
-        "rectifier", _constructor(module), call, method=method, in_place=in_place, saves_output=saves_output
-    )
+def _rectifier(module: str, call: str, in_place: str = "", method: str = "") -> Kind:
+    return Kind("rectifier", _constructor(module), call, method=method, in_place=in_place)
 
 
 def _gate(module: str, call: str, in_place: str = "", method: str = "") -> Kind:
-    return Kind("gate", _constructor(module), call, method=method, in_place=in_place, saves_output=True)
+    return Kind("gate", _constructor(module), call, method=method, in_place=in_place)
 
 
 def _whole(role: str, module: str) -> Kind:
     """Return a class that is one operation as a whole: written as a module only."""
-    return Kind(role, _constructor(module), saves_output=True)
+    return Kind(role, _constructor(module))
 
 
 _POOL = "<kernel>, <stride>, <padding>"
@@ -146,15 +141,13 @@ KINDS: dict[str, Kind] = {
         _constructor("nn.LayerNorm(<c>)"),
         "{m}({x}.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)",
         parameters=True,
-        saves_output=True,
     ),
     "contrast_norm": Kind(
         "contrast_norm",
         _constructor("nn.LocalResponseNorm(3, alpha=0.5, beta=0.75, k=1.5)"),
         "F.local_response_norm({x}, 3, 0.5, 0.75, 1.5)",
-        saves_output=True,
     ),
-    "attention": Kind("attention", _constructor("SelfAttention(<c>)"), parameters=True, saves_output=True),
+    "attention": Kind("attention", _constructor("SelfAttention(<c>)"), parameters=True),
     "max_pool": Kind(
         "max_pool",
         _constructor(f"nn.MaxPool2d({_POOL}, <dilation>, ceil_mode=<ceil>)"),
@@ -180,7 +173,7 @@ KINDS: dict[str, Kind] = {
         "F.adaptive_avg_pool2d({x}, (<rows>, <columns>))",
         shape=lambda op, shapes: (shapes[0][0], op.get("rows"), op.get("columns")),
     ),
-    "dropout": Kind("dropout", _constructor("nn.Dropout(0.5)"), "F.dropout({x}, 0.5, self.training)", saves_output=True),
+    "dropout": Kind("dropout", _constructor("nn.Dropout(0.5)"), "F.dropout({x}, 0.5, self.training)"),
     "sum": Kind("sum", None, "{x} + {y}", method="torch.add({x}, {y})", in_place="{x}.add_({y})"),
     "product": Kind("product", None, "{x} * {y}", method="{x}.mul({y})"),
     "concat": Kind(
@@ -194,8 +187,7 @@ KINDS: dict[str, Kind] = {
         _constructor("nn.Flatten()"),
         "torch.flatten({x}, 1)",
         method="{x}.flatten(1)",
-        shape=lambda op, shapes: (shapes[0][0] * shapes[0][1] * shapes[0][2],),
-        saves_output=True,  # a view: nothing in place on it
+        shape=lambda op, shapes: (shapes[0][0] * shapes[0][1] * shapes[0][2],),  # a view: nothing in place on it
     ),
     "mean": Kind("mean", None, "{x}.mean((2, 3))", shape=lambda op, shapes: (shapes[0][0],)),
     "linear": Kind(
@@ -205,9 +197,7 @@ KINDS: dict[str, Kind] = {
         shape=lambda op, shapes: (op.get("features"),),
     ),
     # rectifiers
-    "relu": _rectifier(
-        "nn.ReLU()", "F.relu({x})", "F.relu({x}, inplace=True)", method="{x}.relu()", saves_output=True
-    ),
+    "relu": _rectifier("nn.ReLU()", "F.relu({x})", "F.relu({x}, inplace=True)", method="{x}.relu()"),
     "relu6": _rectifier("nn.ReLU6()", "F.relu6({x})", "F.relu6({x}, inplace=True)"),
     "hardtanh": _rectifier("nn.Hardtanh(0.0, 1.5)", "F.hardtanh({x}, 0.0, 1.5)", "F.hardtanh_({x}, 0.0, 1.5)"),
     "leaky_relu": _rectifier("nn.LeakyReLU(0.1)", "F.leaky_relu({x}, 0.1)", "F.leaky_relu_({x}, 0.1)"),
@@ -219,9 +209,9 @@ KINDS: dict[str, Kind] = {
         parameters=True,
     ),
     "rrelu": _rectifier("nn.RReLU()", "F.rrelu({x})", "F.rrelu_({x})"),
-    "elu": _rectifier("nn.ELU()", "F.elu({x})", "F.elu_({x})", saves_output=True),
-    "selu": _rectifier("nn.SELU()", "F.selu({x})", "torch.selu_({x})", method="torch.selu({x})", saves_output=True),
-    "celu": _rectifier("nn.CELU(0.5)", "F.celu({x}, 0.5)", "torch.celu_({x}, 0.5)", saves_output=True),
+    "elu": _rectifier("nn.ELU()", "F.elu({x})", "F.elu_({x})"),
+    "selu": _rectifier("nn.SELU()", "F.selu({x})", "torch.selu_({x})", method="torch.selu({x})"),
+    "celu": _rectifier("nn.CELU(0.5)", "F.celu({x}, 0.5)", "torch.celu_({x}, 0.5)"),
     "gelu": _rectifier("nn.GELU()", "F.gelu({x})"),
     "gelu_tanh": _rectifier("nn.GELU(approximate='tanh')", "F.gelu({x}, approximate='tanh')"),
     "silu": _rectifier("nn.SiLU()", "F.silu({x})", "F.silu({x}, inplace=True)"),
@@ -244,10 +234,15 @@ GATES = tuple(name for name, kind in KINDS.items() if kind.role == "gate")
 #: Rectifiers computed without rounding: where two inputs are equal so are the outputs, to the last bit.
 EXACT_RECTIFIERS = ("relu", "leaky_relu", "relu6", "hardtanh", "prelu")
 
+#: Kinds whose output autograd does not keep and that share no storage with their input: it may be overwritten.
+OVERWRITABLE = ("conv", "batch_norm", "group_norm", "linear", "sum", "concat", "max_pool", "avg_pool")
+
 #: Modules with an ``inplace`` argument.
-_INPLACE_MODULES = {
-    "relu", "relu6", "hardtanh", "leaky_relu", "rrelu", "elu", "selu", "celu", "silu", "mish", "hardswish", "hardsigmoid"
-}  # fmt: skip
+# fmt: off
+_INPLACE_MODULES = frozenset((
+    "relu", "relu6", "hardtanh", "leaky_relu", "rrelu", "elu", "selu", "celu", "silu", "mish", "hardswish", "hardsigmoid",
+))
+# fmt: on
 
 
 def module_in_place(kind: str, constructor: str) -> str | None:

@@ -1,0 +1,166 @@
+"""What every method is held to: what it returns, for whatever it is given."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attribkit.method import Method
+from attribkit.targets import Unit
+from attribkit.testing.cases import Case
+from attribkit.testing.operations import WRITINGS
+from attribkit.testing.raw import CheckError, explain, largest, require_equal, resolve
+from attribkit.testing.registry import TAGS, check, known_failures, whole_case
+
+__all__ = [
+    "check_current_input",
+    "check_declaration",
+    "check_deterministic",
+    "check_dtype_and_device",
+    "check_finite",
+    "check_precision",
+    "check_shape",
+    "check_target_used",
+    "check_unit_used",
+    "check_writings",
+]
+
+
+@check()
+def check_declaration(method: Method) -> None:
+    """The method says what it is: a name, a summary of one line, tags that exist."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*", method.name):
+        raise CheckError(f"name is {method.name!r}, not a lower-case identifier (dots allowed)")
+    if not method.summary or "\n" in method.summary:
+        raise CheckError(f"summary is {method.summary!r}, not one line")
+    unknown = sorted(set(method.tags) - set(TAGS))
+    if unknown:
+        raise CheckError(f"tags has {', '.join(map(repr, unknown))}; there are {', '.join(TAGS)}")
+    known_failures(method, {})
+
+
+@check(cases={})
+def check_shape(method: Method, model: nn.Module, inputs: Tensor, target: Any) -> None:
+    """The map has the inputs' shape."""
+    values = explain(method, model, inputs, target)
+    if values.shape != inputs.shape:
+        raise CheckError(f"the map has shape {tuple(values.shape)}, the inputs {tuple(inputs.shape)}")
+
+
+@check(cases={})
+def check_dtype_and_device(method: Method, model: nn.Module, inputs: Tensor, target: Any) -> None:
+    """The map has the inputs' dtype and device, in float32 and in float64, on the CPU and on a GPU if there is one."""
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    for device in devices:
+        for dtype in (torch.float32, torch.float64):
+            x = inputs.to(device, dtype)
+            values = explain(method, copy.deepcopy(model).to(device, dtype), x, target)
+            if values.dtype != dtype or values.device != x.device:
+                raise CheckError(f"the map is {values.dtype} on {values.device}, the inputs are {dtype} on {x.device}")
+
+
+@check(cases={})
+def check_precision(method: Method, model: nn.Module, inputs: Tensor, target: Any) -> None:
+    """In float64 nothing is rounded to float32 on the way."""
+    # Values that float32 can hold prove nothing by themselves (a mask, a sign), so many different ones are asked for.
+    values = explain(method, model, inputs, target).to(torch.float64)
+    rounded = values.to(torch.float32).to(torch.float64)
+    long = torch.unique(values[(values * 2**12).frac() != 0])
+    if torch.equal(values, rounded) and len(long) > 8:
+        raise CheckError(
+            f"all {values.numel()} values of a float64 map are float32 numbers, such as {float(long[0])!r}"
+        )
+    narrow = explain(method, copy.deepcopy(model).float(), inputs.float(), target)
+    single = narrow.to(torch.float64)
+    if len(long) > 8 and torch.equal(single, values):
+        raise CheckError("the map in float64 is the map in float32 to the last bit")
+
+
+@check(cases={})
+def check_finite(method: Method, model: nn.Module, inputs: Tensor, target: Any) -> None:
+    """Finite inputs give a finite map: ordinary, large, and all zero."""
+    for name, x in (("the inputs", inputs), ("inputs times 1000", 1000 * inputs), ("inputs of zeros", 0 * inputs)):
+        with torch.no_grad():
+            scores = resolve(model, x, target).scores(model, x)
+        values = explain(method, model, x, target)
+        if bool(scores.isfinite().all()) and not bool(values.isfinite().all()):
+            raise CheckError(f"{name} give {int((~values.isfinite()).sum())} values that are not finite")
+
+
+@check(cases={"most_images": 2})
+def check_current_input(method: Method, model: nn.Module, inputs: Tensor, target: Any) -> None:
+    """The map is of the inputs at hand: what the method or the model saw before plays no part."""
+    other = -inputs.flip(-1)
+    fresh = copy.deepcopy(model)
+    first = explain(method, fresh, inputs, target)
+    of_other = explain(method, fresh, other, target)
+    again = explain(method, fresh, inputs, target)
+    require_equal(again, first, "the second map of the same inputs is another one", names="the first map")
+    twice = target if isinstance(target, Unit) else torch.cat([target, target])
+    together = explain(method, copy.deepcopy(model), torch.cat([inputs, other]), twice)
+    require_equal(first, together[: len(inputs)], "the map is not of these inputs", names="in a batch with others")
+    require_equal(
+        of_other, together[len(inputs) :], "the map after a call with other inputs", names="in a batch with them"
+    )
+
+
+@check(cases={"count": 2, "units": False, "classes": 3, "wide": True})
+def check_target_used(method: Method, model: nn.Module, inputs: Tensor, target: Any) -> None:
+    """Two classes have two maps."""
+    with torch.no_grad():
+        classes = model(inputs).shape[1]
+    maps = [explain(method, model, inputs, torch.full((len(inputs),), k)) for k in range(classes)]
+    _require_different(maps, "classes")
+
+
+@check(
+    cases={"count": 2, "units": "always", "steps": ("conv", "conv_rectifier", "batch_norm", "max_pool", "gate")},
+    arguments=lambda case: (*case.arguments(), case.net.shapes[case.value][0]),
+)
+def check_unit_used(method: Method, model: nn.Module, inputs: Tensor, target: Any, channels: int) -> None:
+    """Two units of a layer have two maps."""
+    if not isinstance(target, Unit) or channels < 2:
+        return
+    units = [Unit(target.layer, channel, "all", target.layout) for channel in range(channels)]
+    _require_different([explain(method, model, inputs, unit) for unit in units], f"channels of {target.layer!r}")
+
+
+def _require_different(maps: list[Tensor], what: str) -> None:
+    """Raise unless some two of the maps differ; maps of zeros prove nothing."""
+    if largest(*maps) == 0:
+        return
+    for i, one in enumerate(maps):
+        for other in maps[:i]:
+            if largest(one - other) > 1e-9 * largest(one, other):
+                return
+    raise CheckError(f"the maps of all {len(maps)} {what} are the same: the target is not used")
+
+
+@check(cases={"units": False, "writings": ("modules",)}, arguments=whole_case)
+def check_writings(method: Method, case: Case) -> None:
+    """A network has one map: written with modules, in place, one module reused, functions, tensor methods."""
+    inputs, target = case.inputs(), case.given_target()
+    expected = explain(method, case.model(), inputs, target)
+    for writing in WRITINGS[1:]:
+        found = explain(method, case.net.build(writing), inputs, target)
+        require_equal(found, expected, f"written as {writing!r} the network has another map", names="as 'modules'")
+
+
+@check("deterministic", cases={})
+def check_deterministic(method: Method, model: nn.Module, inputs: Tensor, target: Any) -> None:
+    """Two calls give one map, whatever the states of the global random generators."""
+    import random
+
+    import numpy as np
+
+    maps = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  the global one is meant
+        maps.append(explain(method, model, inputs, target))
+    require_equal(maps[1], maps[0], "a second call gives another map", names="the first", rtol=1e-12, atol=0.0)

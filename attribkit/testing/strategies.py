@@ -1,0 +1,357 @@
+"""Hypothesis strategies: networks, images, targets and whole cases.
+
+Whatever is drawn is valid: sizes, groups and windows fit by construction and nothing is rejected. All draws are small
+Whatever is drawn is valid: sizes, groups and windows fit by construction, nothing is rejected. All draws are small
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+
+from attribkit.targets import Unit
+from attribkit.testing.cases import Case, Images
+from attribkit.testing.networks import Net
+from attribkit.testing.operations import (
+    EXACT_RECTIFIERS,
+    GATES,
+    KINDS,
+    RECTIFIERS,
+    WRITINGS,
+    Op,
+    Shape,
+    op,
+    window_size,
+)
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+#: Building blocks, the simplest first: shrinking goes that way.
+STEPS = (
+    "conv",
+    "rectifier",
+    "conv_rectifier",
+    "max_pool",
+    "avg_pool",
+    "batch_norm",
+    "norm",
+    "contrast_norm",
+    "gate",
+    "dropout",
+    "residual",
+    "concat",
+    "squeeze_excite",
+    "attention",
+)
+#: What most of vision models are made of is drawn more often.
+_OFTEN = (*STEPS, "conv_rectifier", "conv_rectifier", "conv_rectifier", "max_pool", "max_pool", "residual")
+_BLOCKS = ("residual", "concat", "squeeze_excite", "attention")
+
+SEEDS = st.integers(0, 99)
+
+
+class _Draft:
+    """A network being drawn.
+
+    It follows where equal numbers can turn up at several places of a map: ``ties[value]`` is "none"; "exact" where they
+    are equal to the last bit however computed (zeros of a ReLU); or "loose" where rounding may part them. A max
+    pool is never put on loose ties: which of them it picks would be an accident of the batch size or of the writing.
+    """
+
+    def __init__(self, draw: Draw, shape: tuple[int, int, int], levels: bool, without: Collection[str]) -> None:
+        self.draw = draw
+        self.image = shape
+        self.ops: list[Op] = []
+        self.shapes: list[Shape] = [shape]
+        self.ties = ["exact" if levels else "none"]
+        self.blank = [not levels]  # whether the only ties are patches of zeros
+        self.without = set(without)
+        self.rectifiers = tuple(name for name in RECTIFIERS if name not in self.without)
+
+    def add(self, kind: str, *inputs: int, **args: Any) -> int:
+        """Add an operation; return its value."""
+        made = op(kind, *inputs, **args)
+        self.ops.append(made)
+        self.shapes.append(KINDS[kind].shape(made, [self.shapes[i] for i in inputs]))
+        ties, blank = self._ties_after(kind, inputs)
+        self.ties.append(ties)
+        self.blank.append(blank)
+        return len(self.ops)
+
+    def _ties_after(self, kind: str, inputs: tuple[int, ...]) -> tuple[str, bool]:
+        taken = [self.ties[i] for i in inputs]
+        blank = all(self.blank[i] for i in inputs)
+        if kind == "sum":
+            return ("none", True) if "none" in taken else ("loose" if "loose" in taken else "exact", blank)
+        worst = "loose" if "loose" in taken else "exact" if "exact" in taken else "none"
+        if worst == "loose" or kind in ("concat", "product", "dropout", "flatten", "mean"):
+            return worst, blank
+        if kind in EXACT_RECTIFIERS:
+            clips = kind in ("relu", "relu6", "hardtanh")
+            return ("exact", blank and (worst == "none" or kind != "hardtanh")) if clips else (worst, blank)
+        if worst == "none":  # overlapping windows repeat their maximum
+            return ("exact", False) if "max_pool" in kind else ("none", True)
+        if "max_pool" in kind:
+            return "exact", False
+        return ("exact", True) if kind in ("conv", "avg_pool") and blank else ("loose", False)
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def step(self, x: int, steps: Sequence[str]) -> int:
+        """Draw one building block on top of value ``x``; return its value."""
+        channels, height, width = self.shapes[x]
+        often = [each for each in _OFTEN[len(STEPS) :] if each in steps]
+        fitting = [each for each in (*steps, *often) if each not in self.without]
+        if min(height, width) < 3:
+            fitting = [each for each in fitting if each not in ("max_pool", "avg_pool")]
+        if self.ties[x] == "loose":
+            fitting = [each for each in fitting if each != "max_pool"]
+        if height * width * channels > 160:
+            fitting = [each for each in fitting if each != "attention"]
+        chosen = self.draw(st.sampled_from(fitting))
+        made: int = getattr(self, f"_{chosen}")(x)
+        return made
+
+    def _conv(self, x: int, *, same: bool = False, channels: int | None = None) -> int:
+        now, height, width = self.shapes[x]
+        room = min(height, width)
+        kernels = [k for k in ((1, 3) if same else (1, 2, 3, 5)) if k <= room + 2]
+        kernel = self.draw(st.sampled_from(kernels))
+        args: dict[str, Any] = {"kernel": kernel}
+        if same:
+            args["padding"] = kernel // 2
+        else:
+            if kernel == 3 and room >= 5:
+                args["dilation"] = self.draw(st.integers(1, 2))
+            reach = args.get("dilation", 1) * (kernel - 1)
+            least = max(0, -(-(reach + 1 - room) // 2))
+            args["padding"] = self.draw(st.integers(least, max(least, min(2, reach // 2))))
+            args["stride"] = self.draw(st.integers(1, 2)) if room >= 3 else 1
+        channels = channels or self.draw(st.integers(1, 4))
+        if now % 2 == 0 and channels % 2 == 0:
+            args["groups"] = self.draw(st.integers(1, 2))
+        plain = {"dilation": 1, "stride": 1, "groups": 1, "padding": 0}
+        kept = {name: value for name, value in args.items() if plain.get(name) != value}
+        return self.add("conv", x, channels=channels, **kept)
+
+    def _rectifier(self, x: int) -> int:
+        return self.add(self.draw(st.sampled_from(self.rectifiers)), x) if self.rectifiers else self._conv(x)
+
+    def _conv_rectifier(self, x: int) -> int:
+        return self._rectifier(self._conv(x))
+
+    def _max_pool(self, x: int) -> int:
+        _, height, width = self.shapes[x]
+        if self.draw(st.integers(0, 4)) == 4:
+            rows, columns = self.draw(st.integers(1, min(3, height))), self.draw(st.integers(1, min(3, width)))
+            return self.add("adaptive_max_pool", x, rows=rows, columns=columns)
+        return self.add("max_pool", x, **self._window(min(height, width), dilate=True))
+
+    def _avg_pool(self, x: int) -> int:
+        _, height, width = self.shapes[x]
+        if self.draw(st.integers(0, 3)) == 3:
+            rows, columns = self.draw(st.integers(1, min(3, height))), self.draw(st.integers(1, min(3, width)))
+            return self.add("adaptive_avg_pool", x, rows=rows, columns=columns)
+        return self.add("avg_pool", x, **self._window(min(height, width), dilate=False))
+
+    def _window(self, room: int, *, dilate: bool) -> dict[str, Any]:
+        kernel = self.draw(st.integers(2, 3))
+        args: dict[str, Any] = {
+            "kernel": kernel,
+            "stride": self.draw(st.sampled_from((kernel, *range(1, kernel)))),
+            "padding": self.draw(st.integers(0, kernel // 2)),
+            "ceil": self.draw(st.booleans()),
+        }
+        if dilate and room >= 2 * kernel - 1:
+            args["dilation"] = self.draw(st.integers(1, 2))
+        kept = {name: value for name, value in args.items() if value or name in ("kernel", "stride")}
+        return {name: value for name, value in kept.items() if (name, value) != ("dilation", 1)}
+
+    def _batch_norm(self, x: int) -> int:
+        return self.add("batch_norm", x)
+
+    def _norm(self, x: int) -> int:
+        channels, height, width = self.shapes[x]
+        if channels > 2 and self.draw(st.booleans()):  # two values normalised are always -1 and 1
+            return self.add("layer_norm", x)
+        if height * width < 4:
+            return self.add("batch_norm", x)
+        groups = 2 if channels % 2 == 0 and self.draw(st.booleans()) else 1
+        return self.add("group_norm", x, groups=groups)
+
+    def _contrast_norm(self, x: int) -> int:
+        return self.add("contrast_norm", x)
+
+    def _gate(self, x: int) -> int:
+        gates = [gate for gate in GATES if gate != "softmax" or self.shapes[x][0] > 1]
+        return self.add(self.draw(st.sampled_from(gates)), x)
+
+    def _dropout(self, x: int) -> int:
+        return self.add("dropout", x)
+
+    def _branch(self, x: int, channels: int | None) -> int:
+        """Draw a branch of one to three operations that keeps the map's size."""
+        y = self._conv(x, same=True, channels=None if self.draw(st.booleans()) else channels)
+        for _ in range(self.draw(st.integers(0, 2))):
+            y = self.step(y, ("rectifier", "batch_norm", "norm", "gate", "contrast_norm"))
+        if channels is not None and self.shapes[y][0] != channels:
+            y = self._conv(y, same=True, channels=channels)
+        return y
+
+    def _residual(self, x: int) -> int:
+        body = self._branch(x, self.shapes[x][0])
+        made = self.add("sum", body, x)
+        return self._rectifier(made) if self.rectifiers and self.draw(st.booleans()) else made
+
+    def _concat(self, x: int) -> int:
+        left = self._branch(x, None)
+        right = self._branch(x, None) if self.draw(st.booleans()) else x
+        return self.add("concat", left, right)
+
+    def _squeeze_excite(self, x: int) -> int:
+        channels = self.shapes[x][0]
+        squeezed = self.add("adaptive_avg_pool", x, rows=1, columns=1)
+        hidden = self.add("conv", squeezed, channels=2, kernel=1)
+        if self.rectifiers:
+            hidden = self._rectifier(hidden)
+        excited = self.add("conv", hidden, channels=channels, kernel=1)
+        gate = self.add(self.draw(st.sampled_from(("sigmoid", "hardsigmoid", "gate_of_relu6"))), excited)
+        return self.add("product", x, gate)
+
+    def _attention(self, x: int) -> int:
+        normed = self.add("layer_norm", x) if self.shapes[x][0] > 2 else x
+        return self.add("sum", self.add("attention", normed), x)
+
+    def head(self, x: int, classes: int, wide: bool) -> None:
+        """Draw the way from a map to class scores."""
+        channels, height, width = self.shapes[x]
+        if channels * height * width > 100:
+            x = self.add("adaptive_avg_pool", x, rows=min(height, 3), columns=min(width, 3))
+        if self.shapes[x][0] >= (3 if wide else 2) and self.draw(st.booleans()):
+            flat = self.add("mean", x)
+        else:
+            flat = self.add("flatten", x)
+        if self.shapes[flat][0] < (3 if wide else 1):
+            flat = self.add("linear", flat, features=4)
+        if self.rectifiers and "rectifier" not in self.without and self.draw(st.integers(0, 3)) == 3:
+            flat = self._rectifier(self.add("linear", flat, features=4))
+        self.add("linear", flat, features=classes)
+
+
+@st.composite
+def _drafts(
+    draw: Draw, steps: Sequence[str], without: Collection[str], levels: bool, classes: int | None, most: int, wide: bool
+) -> _Draft:
+    shape = (draw(st.integers(1, 3)), draw(st.integers(4, 8)), draw(st.integers(4, 8)))
+    draft = _Draft(draw, shape, levels, without)
+    x = 0
+    for _ in range(draw(st.integers(1, most))):
+        small = [each for each in steps if each not in _BLOCKS or len(draft.ops) < 8]
+        x = draft.step(x, small)
+    draft.head(x, classes or draw(st.integers(2, 4)), wide)
+    return draft
+
+
+def networks(
+    *,
+    steps: Sequence[str] = STEPS,
+    without: Collection[str] = (),
+    levels: bool = False,
+    classes: int | None = None,
+    most: int = 4,
+    wide: bool = False,
+) -> st.SearchStrategy[Net]:
+    """Return a strategy for networks.
+
+    Parameters
+    ----------
+    steps
+        The building blocks to draw from (`STEPS`).
+    without
+        Building blocks or rectifiers to leave out; ``RECTIFIERS + ("rectifier", "conv_rectifier")`` leaves out all
+        rectifiers.
+    levels
+        Whether the images will hold ties; max pools are then put where ties are exact.
+    classes
+        The number of classes; None: 2 to 4.
+    most
+        The most building blocks.
+    wide
+        Whether the last linear layer sees at least three features.
+    """
+
+    @st.composite
+    def draw_network(draw: Draw) -> Net:
+        draft = draw(_drafts(steps, without, levels, classes, most, wide))
+        return Net(draft.image, tuple(draft.ops), draw(SEEDS))
+
+    return draw_network()
+
+
+def image_batches(*, most: int = 3, kinds: Sequence[str] = ("normal", "positive")) -> st.SearchStrategy[Images]:
+    """Return a strategy for batches of images."""
+    return st.builds(Images, count=st.integers(1, most), seed=SEEDS, kind=st.sampled_from(kinds))
+
+
+@st.composite
+def cases(  # noqa: D417  hypothesis passes `draw`
+    draw: Draw,
+    *,
+    steps: Sequence[str] = STEPS,
+    without: Collection[str] = (),
+    count: int | None = None,
+    most_images: int = 3,
+    levels: bool = True,
+    units: bool | str = True,
+    writings: Sequence[str] = WRITINGS,
+    classes: int | None = None,
+    wide: bool = False,
+    extra: int = 0,
+    most: int = 4,
+) -> Case:
+    """Return a strategy for cases: a network in some writing, a batch and a target.
+
+    Parameters
+    ----------
+    steps, without, classes, wide, most
+        As for `networks`.
+    count, most_images
+        How many images; None: 1 to ``most_images``.
+    levels
+        Whether some batches hold ties.
+    units
+        Whether some targets are units of a layer; ``"always"``: all are, where a layer has a name.
+    writings
+        The writings to draw from.
+    extra
+        How many further numbers from 0 to 99 to draw.
+    """
+    kind = draw(st.sampled_from(("normal", "positive", "levels") if levels else ("normal", "positive")))
+    draft = draw(_drafts(steps, without, kind == "levels", classes, most, wide))
+    net = Net(draft.image, tuple(draft.ops), draw(SEEDS))
+    batch = Images(count or draw(st.integers(1, most_images)), draw(SEEDS), kind)
+    writing = draw(st.sampled_from(tuple(writings)))
+    target: tuple[int, ...] | Unit = tuple(draw(st.integers(0, net.classes - 1)) for _ in range(batch.count))
+    value = 0
+    if units == "always" or (units and draw(st.integers(0, 3)) == 3):
+        named = [(i, name) for i in range(1, len(net.ops)) if (name := net.module_name(i, writing))]
+        if named:
+            value, name = draw(st.sampled_from(named))
+            target = _unit(draw, name, net.shapes[value], draft.ties[value] != "loose")
+    numbers = tuple(draw(SEEDS) for _ in range(extra))
+    return Case(net, writing, batch, target, value, numbers)
+
+
+def _unit(draw: Draw, name: str, shape: Shape, strongest: bool) -> Unit:
+    channel = draw(st.integers(0, shape[0] - 1))
+    if len(shape) == 1:
+        return Unit(name, channel, "all", layout="NC")
+    position: Any = draw(st.sampled_from(("all", "max", "at") if strongest else ("all", "at")))
+    if position == "at":
+        position = (draw(st.integers(0, shape[1] - 1)), draw(st.integers(0, shape[2] - 1)))
+    return Unit(name, channel, position)
+
+
+__all__ = ["SEEDS", "STEPS", "cases", "image_batches", "networks", "window_size"]
