@@ -34,6 +34,9 @@ class Coverage:
         Whether the method works by inverse layers at all.
     complete : bool
         Whether the forward pass ran to its end (a unit's target may stop it at its layer).
+    ordinary : bool
+        Whether every inverse layer attached computes the ordinary derivative by another route (unpooling), so that the
+        map is the plain gradient all the same.
     """
 
     method: str
@@ -44,6 +47,7 @@ class Coverage:
     left: tuple[tuple[str, str], ...] = ()
     applies: bool = True
     complete: bool = True
+    ordinary: bool = False
 
     @property
     def sentence(self) -> str:
@@ -55,6 +59,8 @@ class Coverage:
         done = ", ".join(
             f"{_counted(count, total)} {_named(kind, total)}" for kind, (count, total) in self.kinds.items() if count
         )
+        if self.ordinary:
+            return f"{self.method} rewrote {done}, by the ordinary derivative: the map is the plain gradient."
         rest = []
         if self.plain:
             rest.append(
@@ -110,6 +116,7 @@ def summarise(method: str, sites: Sequence[Site], *, applies: bool, complete: bo
         kinds[site.kind] = (done + site.rewritten, total + 1)
         if applies and not site.rewritten and (why := reason(site, method)):
             left.append((site.name, why))
+    attached = [site.inverse_layer for site in sites if site.inverse_layer is not None]
     gates = kinds.get("gate", (0, 0))
     plain = sum(total - done for kind, (done, total) in kinds.items() if kind in NONLINEAR and kind != "gate")
     return Coverage(
@@ -121,6 +128,7 @@ def summarise(method: str, sites: Sequence[Site], *, applies: bool, complete: bo
         left=tuple(left),
         applies=applies,
         complete=complete,
+        ordinary=bool(attached) and all(layer.ordinary for layer in attached),
     )
 
 
