@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP_FLAGS ?= --quiet --disable-pip-version-check --no-input
 DEMO_OUT ?= attribkit-report
 PYTEST_FLAGS ?=
-# The models that `make zoo` takes, such as ZOO="resnet18 convnext_atto"; empty: one of each of timm's families.
+# What `make zoo` takes, such as ZOO="resnet18 convnext_atto", or ZOO=page to write the page alone; empty: everything.
 ZOO ?=
 
 .DELETE_ON_ERROR:
@@ -54,8 +54,8 @@ docs: $(STAMP)  ## check the documentation: every relative link leads somewhere
 bench: $(STAMP)  ## run the benchmarks
 	$(RUN) pytest -s -o python_files='bench_*.py' tests/benchmarks
 
-zoo: $(STAMP)  ## walk through many of timm's models; ZOO="name name" takes these
-	ZOO="$(ZOO)" $(RUN) pytest -o python_files='zoo_*.py' tests/zoo
+zoo: $(STAMP)  ## run every model of timm's and write docs/zoo.md, in an hour or two; ZOO="name name" takes these
+	PYTHONPATH=tests $(RUN) zoo $(ZOO)
 
 clean:  ## remove what the other targets made, except .venv
 	rm -rf build dist out attribkit-report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
