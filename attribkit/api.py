@@ -17,7 +17,7 @@ from attribkit.attribution import Attribution, provenance
 from attribkit.checks import check_inputs, check_options, explain_channels, usable_model
 from attribkit.engine import coverage
 from attribkit.engine.inspection import Inspection
-from attribkit.engine.invert import invert, project_units, vocabulary
+from attribkit.engine.invert import invert, leaf, project_units, vocabulary
 from attribkit.engine.layout import stage_names
 from attribkit.engine.outputs import observe
 from attribkit.engine.state import pristine
@@ -252,18 +252,18 @@ def inspect(model: nn.Module, inputs: Tensor, method: MethodLike | None = None) 
     chosen = find_method(method) if method is not None else None
     check_inputs(inputs)
     table = chosen.table() if isinstance(chosen, InverseMethod) else Table({})
-    with pristine(model, inputs), explain_channels(model, inputs), torch.no_grad():
+    # gradients only where there are inverse layers: whether one takes hold shows only then
+    with pristine(model, inputs), explain_channels(model, inputs), torch.set_grad_enabled(bool(table)):
         walk = Walk(model, table, vocabulary())
-        walk.run(inputs.detach().clone())
+        walk.run(leaf(inputs).clone())
     name = chosen.name if chosen is not None else None
-    layers = walk.names()
     stages = stage_names(model)
-    useful = [layer for layer in layers if layer in stages]
+    useful = [layer for layer in walk.shapes if layer in stages]
     return Inspection(
         type(model).__name__,
         walk.sites,
         coverage.summarise(name or "", walk.sites, applies=bool(table)),
-        layers,
+        walk.shapes,
         useful or [site.name for site in walk.sites if site.kind in ("conv", "max_pool")],
         name,
     )

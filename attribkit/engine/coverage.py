@@ -134,6 +134,8 @@ def summarise(method: str, sites: Sequence[Site], *, applies: bool, complete: bo
 
 def reason(site: Site, method: str) -> str:
     """Say why a site keeps its ordinary derivative; empty for linear operations, whose derivative is exact."""
+    if site.detached and site.kind in NONLINEAR:
+        return "computed without gradients, so that no signal passes"
     if site.kind == "gate":
         return "a gate is never rectified"
     if site.kind == "nonlinear":

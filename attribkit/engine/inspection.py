@@ -25,8 +25,8 @@ class Inspection:
         In order of execution.
     coverage : Coverage
         What the method would rewrite.
-    layers : list of str
-        Every name a `Unit` can be taken at: module calls and functional sites, in order.
+    shapes : dict of str to tuple of int, or None
+        Each layer's output shape.
     useful_layers : list of str
         The stages that timm's ``feature_info`` names, where there are any, else the convolutions' and pools' sites.
     method : str or None
@@ -36,9 +36,14 @@ class Inspection:
     model: str
     sites: list[Site]
     coverage: Coverage
-    layers: list[str] = field(default_factory=list)
+    shapes: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
     useful_layers: list[str] = field(default_factory=list)
     method: str | None = None
+
+    @property
+    def layers(self) -> list[str]:
+        """Every name a `Unit` can be taken at: module calls and functional sites, in the order of their return."""
+        return list(self.shapes)
 
     def __getitem__(self, name: str) -> Site:
         """Return the site of a name; KeyError where there is none."""

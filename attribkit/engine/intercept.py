@@ -18,7 +18,7 @@ class Interceptor(TorchFunctionMode):
 
     def __init__(self, walk: Walk) -> None:
         super().__init__()
-        self.walk = walk
+        self.walk = walk  # until the forward pass ends: see Walk.run
         self.functions = walk.vocabulary.functions
         self.paused = False
 

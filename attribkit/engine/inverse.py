@@ -120,7 +120,7 @@ class SiteCall:
         self._output: Kept | None = None
         self._sources: tuple[GradientEdge, ...] = ()
         self._extras: tuple[GradientEdge, ...] = ()
-        self._result: GradientEdge | None = None
+        self._results: tuple[GradientEdge, ...] = ()
 
     def __repr__(self) -> str:
         return f"<site {self.name!r}, {self.kind}>"
@@ -162,24 +162,38 @@ class SiteCall:
         Tensor for an operation with one tensor input, else a tuple, one for each (None where the derivative is
         identically zero).
         """
-        grads = self._derivative(signal, self._sources)
-        return grads[0] if len(grads) == 1 and grads[0] is not None else grads
-
-    def _derivative(self, signal: Tensor, edges: tuple[GradientEdge, ...]) -> tuple[Tensor | None, ...]:
-        if self._result is None:
+        if not self._results:
             raise MethodError(
                 f"{self.layer!r} asked for the ordinary derivative at {self.name!r} but declares signal_only = True"
             )
-        return torch.autograd.grad(self._result, edges, signal, retain_graph=True, allow_unused=True)
+        grads = self._derivative(0, signal, self._sources)
+        return grads[0] if len(grads) == 1 and grads[0] is not None else grads
 
-    def carry_all(self, signal: Tensor) -> list[Tensor | None]:
-        """Ask the layer to carry the signal; check what it returns; add the parameters' ordinary derivative.
+    def _derivative(self, output: int, signal: Tensor, edges: tuple[GradientEdge, ...]) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(self._results[output], edges, signal, retain_graph=True, allow_unused=True)
+
+    def carry_all(self, signals: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        """Carry the signals of all outputs back to the inputs and to parameters computed from the input.
+
+        The layer carries the first output's signal; that of any other output (attention weights handed out beside the
+        result) and the way to computed parameters follow the ordinary derivative.
 
         Raises
         ------
         MethodError
             The layer returned something that does not fit the site's inputs.
         """
+        total: list[Tensor | None] = [None] * (len(self._sources) + len(self._extras))
+        if signals[0] is not None:
+            extras = self._derivative(0, signals[0], self._extras) if self._extras else ()
+            total = [*self._carry(signals[0]), *extras]
+        for output, signal in enumerate(signals[1:], 1):
+            if signal is not None:
+                more = self._derivative(output, signal, self._sources + self._extras)
+                total = [a if b is None else b if a is None else a + b for a, b in zip(total, more, strict=True)]
+        return total
+
+    def _carry(self, signal: Tensor) -> tuple[Tensor | None, ...]:
         carried = self.layer.carry(signal, self)
         parts = carried if isinstance(carried, tuple) else (carried,)
         if len(parts) != len(self.input_shapes):
@@ -194,8 +208,7 @@ class SiteCall:
                     f"{self.layer!r}.carry at site {self.name!r} ({self.kind}) returned {got}, "
                     f"but the site's input has shape {tuple(shape)}"
                 )
-        extras = self._derivative(signal, self._extras) if self._extras else ()
-        return [*parts, *extras]
+        return parts
 
     def _undeclared(self, what: str) -> MethodError:
         return MethodError(
@@ -216,16 +229,17 @@ class _Source(torch.autograd.Function):
 
 
 class _Carry(torch.autograd.Function):
-    """Puts an operation's result into the model's graph with `SiteCall.carry_all` for its derivative."""
+    """Puts an operation's results into the model's graph with `SiteCall.carry_all` for their derivative."""
 
     @staticmethod
-    def forward(ctx: Any, call: SiteCall, result: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.call = call
-        return result.detach()
+    def forward(ctx: Any, call: SiteCall, results: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.call, ctx.results = call, results
+        ctx.set_materialize_grads(False)
+        return tuple(result.detach() for result in tensors[:results])
 
     @staticmethod
-    def backward(ctx: Any, *signals: Tensor) -> tuple[Any, ...]:
-        return (None, None, *ctx.call.carry_all(signals[0]))
+    def backward(ctx: Any, *signals: Tensor | None) -> tuple[Any, ...]:
+        return (None, None, *([None] * ctx.results), *ctx.call.carry_all(signals))
 
 
 class _CarryInPlace(torch.autograd.Function):
@@ -239,7 +253,7 @@ class _CarryInPlace(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *signals: Tensor) -> tuple[Any, ...]:
-        return (None, *ctx.call.carry_all(signals[0]))
+        return (None, *ctx.call.carry_all(signals))
 
 
 def source(tensor: Tensor, anchor: Tensor) -> Tensor:
@@ -257,10 +271,10 @@ def attach(
     inputs: tuple[Tensor, ...],
     extras: tuple[Tensor, ...],
     sources: tuple[GradientEdge, ...],
-    result: Tensor,
+    results: tuple[Tensor, ...],
     changed: bool,
-) -> Tensor:
-    """Return ``result`` as part of the model's graph, with the call's inverse layer for its derivative.
+) -> tuple[Tensor, ...]:
+    """Return ``results`` as part of the model's graph, with the call's inverse layer for their derivative.
 
     Parameters
     ----------
@@ -271,17 +285,17 @@ def attach(
         computed from the input themselves.
     sources
         Where their gradients arrive in the operation's own graph, in the same order.
-    result
-        The operation's output, in its own graph.
+    results
+        The operation's outputs, in its own graph.
     changed
-        Whether the operation changed ``inputs[0]`` in place and returned it.
+        Whether the operation changed ``inputs[0]`` in place and returned it, alone.
     """
-    if not call.layer.signal_only or extras:
-        call._result = get_gradient_edge(result) if result.requires_grad else None
+    if not call.layer.signal_only or extras or len(results) > 1:
+        call._results = edges_of(results)
     call._sources = sources[: len(inputs)]
     call._extras = sources[len(inputs) :]
     if changed:
         # the values are already there: marking the tensor as changed must not outdate what the operation saved of them
         with torch.autograd._unsafe_preserve_version_counter(inputs[0]):  # type: ignore[attr-defined]
-            return _CarryInPlace.apply(call, inputs[0], *inputs[1:], *extras)  # type: ignore[no-any-return]
-    return _Carry.apply(call, result, *inputs, *extras)  # type: ignore[no-any-return]
+            return (_CarryInPlace.apply(call, inputs[0], *inputs[1:], *extras),)
+    return _Carry.apply(call, len(results), *results, *inputs, *extras)  # type: ignore[no-any-return]

@@ -96,7 +96,7 @@ _ROWS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rectifier", "rrelu rrelu_", _rrelu),
     ("rectifier", "elu elu_", _elu),
     ("rectifier", "celu celu_", _celu),
-    ("rectifier", "gelu", _gelu),
+    ("rectifier", "gelu gelu_", _gelu),
     ("rectifier", "softplus", _softplus),
     ("hardtanh", "hardtanh hardtanh_", _hardtanh),
     ("gate", "sigmoid sigmoid_ hardsigmoid hardsigmoid_ tanh tanh_ logsigmoid softsign tanhshrink glu", _unary),

@@ -22,10 +22,10 @@ def observe(model: nn.Module, x: Tensor, layer: str | None, kwargs: dict[str, An
     """
     if layer is not None:
         walk = Walk(model, layers=[layer], stop=True)
-        walk.run(x, **kwargs)
+        walk.run(x.clone(), **kwargs)  # a model may begin with an in-place operation
         return walk.catch(layer)
     try:
-        return model(x, **kwargs)
+        return model(x.clone(), **kwargs)
     except Exception as error:
         mark_model_error(error, model, "")
         raise

@@ -33,8 +33,10 @@ class Site:
         Where the features are in the output: ``NCHW``, ``NHWC``, ``NTC``, ``NC``.
     inverse_layer : InverseLayer or None
         What the method's table attaches here; None where the ordinary derivative stays.
-    inside : str or None
-        Name of the enclosing whole operation, for sites that are not of their own.
+    functional : bool
+        Whether it is a functional call rather than a module's.
+    detached : bool
+        Whether it was computed without gradients, so that no signal passes here.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Site:
     layout: str | None = None
     inverse_layer: InverseLayer | None = None
     functional: bool = False
+    detached: bool = False
 
     @property
     def rewritten(self) -> bool:

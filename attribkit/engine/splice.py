@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from attribkit.engine.inverse import InverseLayer, Kept, SiteCall, attach, edges_of, source
 from attribkit.engine.ops import SINGLE_INPUT, Operation
@@ -84,17 +85,32 @@ class Splicer:
         )
         return pending, replaced
 
-    def finish(self, pending: Splice, result: Tensor) -> Tensor:
+    def finish(self, pending: Splice, output: Any) -> tuple[Any, bool]:
+        """Return the output with its differentiable tensors in the model's graph, and whether there are any.
+
+        Raises
+        ------
+        MethodError
+            The operation changes an input in place and returns something else.
+        """
+        leaves, spec = tree_flatten(output)
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not places:
+            return output, False
+        results = tuple(leaves[i] for i in places)
         changed = [t._version != v for t, v in zip(pending.inputs, pending.versions, strict=True)]
-        in_place = any(result is alias for alias in pending.aliases[:1])
-        if any(changed) and not (in_place and not any(changed[1:])):
+        in_place = len(results) == 1 and results[0] is pending.aliases[0]
+        if any(changed) and (not in_place or any(changed[1:])):
             raise MethodError(
                 f"{pending.call.layer!r} is attached to {pending.call.name!r}, which changes an input in place and "
                 "returns another tensor; attach to the sites inside it"
             )
         if "output" in pending.call.layer.needs:
-            pending.call._output = self._keep(result)
-        return attach(pending.call, pending.inputs, pending.extras, pending.sources, result, in_place and changed[0])
+            pending.call._output = self._keep(results[0])
+        joined = attach(pending.call, pending.inputs, pending.extras, pending.sources, results, in_place and changed[0])
+        for i, tensor in zip(places, joined, strict=True):
+            leaves[i] = tensor
+        return tree_unflatten(leaves, spec), True
 
     def _keep(self, tensor: Tensor) -> Kept:
         kept = Kept(tensor)
@@ -139,11 +155,10 @@ def pool_with_switches(
 ) -> tuple[Tensor, Tensor, bool]:
     """Run a max pool so that it tells its switches; say whether the caller's call returns them too."""
     bound = operation.bind(args, kwargs)
-    if "return_indices" not in bound:  # the *_with_indices functions and torch.adaptive_max_pool*: pairs already
+    if "return_indices" not in bound:  # an overload whose arguments have no names: pairs already
         values, switches = function(*args, **kwargs)
         return values, switches, True
-    pair = bool(bound.pop("return_indices")) or (
-        isinstance(function, type(torch.relu)) and "adaptive" in operation.name
-    )
-    values, switches = getattr(F, operation.name)(**bound, return_indices=True)
+    pair = bool(bound.pop("return_indices")) or operation.name.endswith("_with_indices")
+    pair = pair or (isinstance(function, type(torch.relu)) and "adaptive" in operation.name)  # torch.adaptive_max_pool*
+    values, switches = getattr(F, operation.name.removesuffix("_with_indices"))(**bound, return_indices=True)
     return values, switches, pair

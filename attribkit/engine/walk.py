@@ -41,7 +41,7 @@ class _Frame:
     whole: bool
     claimable: bool
     pending: Splice | None = None
-    first_site: int = 0
+    site: Site | None = None
 
 
 @dataclass
@@ -73,8 +73,9 @@ class Walk:
     ----------
     sites : list of Site
         In order of execution.
-    calls : list of str
-        Names of all module calls, composites included, in order of their return.
+    shapes : dict of str to tuple of int, or None
+        The output's shape at every layer a unit can be asked for: module calls, composites included, and functional
+        sites, in order of their return.
     captured : dict of str to Capture
         What was caught, by layer.
     complete : bool
@@ -96,7 +97,7 @@ class Walk:
         self.layers = {layer for layer in layers if layer is not None}
         self.stop = stop
         self.sites: list[Site] = []
-        self.calls: list[str] = []
+        self.shapes: dict[str, tuple[int, ...] | None] = {}
         self.captured: dict[str, Capture] = {}
         self.complete = False
         self.paths = {module: path for path, module in model.named_modules()}
@@ -106,7 +107,8 @@ class Walk:
         self._thread = threading.get_ident()
         self.splicer = Splicer()
         self._probed: dict[nn.Module, bool] = {}
-        self._interceptor = Interceptor(self)
+        self._interceptor: Interceptor | None = None
+        self._live = False
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward pass; return the model's output, None when it ended at the layer.
@@ -117,8 +119,11 @@ class Walk:
             Whatever the model raises, marked with ``attribkit_origin = "model forward"``.
         """
         grad = torch.is_grad_enabled()
+        # with gradients a site counts as rewritten when it is; without them, as what the table says
+        self._live = grad and any(isinstance(t, Tensor) and t.requires_grad for t in (*args, *kwargs.values()))
+        interceptor = self._interceptor = Interceptor(self)
         try:
-            with self._hooked(), self._interceptor:
+            with self._hooked(), interceptor:
                 output = self.model(*args, **kwargs)
                 self.complete = True
                 return output
@@ -133,6 +138,8 @@ class Walk:
             torch.set_grad_enabled(grad)
             self._stack.clear()
             self.splicer.clear()
+            del interceptor.walk  # no cycle: what was caught must go when the walk goes
+            self._interceptor = None
 
     @property
     def rewritten(self) -> int:
@@ -150,7 +157,7 @@ class Walk:
 
     def names(self) -> list[str]:
         """Return every name a layer can be asked for by: module calls and functional sites."""
-        return list(dict.fromkeys([site.name for site in self.sites] + [name for name in self.calls if name]))
+        return list(self.shapes)
 
     def _where(self) -> str:
         return next((frame.name for frame in reversed(self._stack) if frame.name), "")
@@ -194,8 +201,7 @@ class Walk:
             name="" if inside_whole else self._names.for_module(path),
             known=known,
             whole=inside_whole or (known is not None and known.whole),
-            claimable=bool(path) and is_op_module(module, known),
-            first_site=len(self.sites),
+            claimable=is_op_module(module, known),
         )
         self._stack.append(frame)
         if inside_whole:
@@ -244,15 +250,20 @@ class Walk:
         with torch._C.DisableTorchFunction():  # our own tensor calls are no sites
             replaced = None
             if frame.pending is not None:
-                output = replaced = self._finish_module(frame, frame.pending, output)
+                output, attached = self.splicer.finish(frame.pending, output)
+                replaced = output if attached else None
+            value = first_tensor(output)
+            if frame.site is not None:  # what the module returns, which may be the operation's result rearranged
+                frame.site.output_shape, frame.site.layout = _shape_of(value), self.layouts.of(value)
+            if frame.name or frame.module is self.model:
+                self._record_module(frame, value, attached=replaced is not None)
             if frame.name:
-                self.calls.append(frame.name)
-                self._record_module(frame, output)
+                self.shapes[frame.name] = _shape_of(value)
                 if frame.name in self.layers:
-                    self._catch(first_tensor(output), frame.name)
+                    self._catch(value, frame.name)
         return replaced
 
-    def _record_module(self, frame: _Frame, output: Any) -> None:
+    def _record_module(self, frame: _Frame, value: Tensor | None, *, attached: bool) -> None:
         """Record a module that is one site as a whole; sites inside it are not sites of their own."""
         known = frame.known
         if not frame.whole or (known is None and frame.pending is None):
@@ -260,21 +271,24 @@ class Walk:
         kind = known.kind if known is not None else "other"
         if kind == "hardtanh":
             kind = "rectifier" if getattr(frame.module, "min_val", None) == 0 else "gate"
-        layer = frame.pending.call.layer if frame.pending is not None else self._layer_for_module(frame)
-        value = first_tensor(output)
-        shape = tuple(value.shape) if value is not None else None
+        layer = self._layer_for_module(frame)
+        shape = _shape_of(value)
         self.sites.append(
             Site(
-                frame.name,
+                frame.name or type(frame.module).__name__,  # the model itself has no path
                 kind,
                 type(frame.module).__name__,
                 frame.path,
                 input_shape=tuple(frame.pending.call.input_shapes[0]) if frame.pending is not None else shape,
                 output_shape=shape,
                 layout=self.layouts.of(value),
-                inverse_layer=layer,
+                inverse_layer=layer if attached or not self._live else None,
+                detached=self._is_detached(value),
             )
         )
+
+    def _is_detached(self, value: Tensor | None) -> bool:
+        return self._live and (value is None or not value.requires_grad or not torch.is_grad_enabled())
 
     def _is_opaque_rectifier(self, module: nn.Module, known: ModuleKind | None, args: Any, kwargs: Any) -> bool:
         """Tell whether a rectifier's subclass computes it without calling one, so that the module is the site."""
@@ -285,27 +299,16 @@ class Walk:
             leaves, spec = tree_flatten((args, kwargs))
             copies = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             own_args, own_kwargs = tree_unflatten(copies, spec)
-            self._interceptor.paused = True
+            if self._interceptor is not None:
+                self._interceptor.paused = True
             try:
                 with torch.no_grad(), probe:
                     module.forward(*own_args, **own_kwargs)
             finally:
-                self._interceptor.paused = False
+                if self._interceptor is not None:
+                    self._interceptor.paused = False
             self._probed[module] = not probe.found
         return self._probed[module]
-
-    def _finish_module(self, frame: _Frame, pending: Splice, output: Any) -> Any:
-        leaves, spec = tree_flatten(output)
-        floats = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        if not floats:
-            return output
-        if len(floats) > 1:
-            raise MethodError(
-                f"{pending.call.layer!r} is attached to {frame.name!r} ({type(frame.module).__name__}), which returns "
-                f"{len(floats)} tensors; attach to the sites inside it"
-            )
-        leaves[floats[0]] = self.splicer.finish(pending, leaves[floats[0]])
-        return tree_unflatten(leaves, spec)
 
     # -- functions -------------------------------------------------------------------------------------------------
 
@@ -317,34 +320,38 @@ class Walk:
             self.splicer.rescue(operation, function, args, kwargs)
             return function(*args, **kwargs)
         claimed = frame.claimable and frame.known is not None and frame.known.kind in (kind, operation.kind)
+        module = frame.module if claimed else None
         if claimed:
             frame.claimable = False
-            name, module = frame.name, frame.module
-        else:
-            name, module = self._names.for_function(frame.path, operation.name), None
+        name = frame.name if claimed and frame.name else self._names.for_function(frame.path, operation.name)
         layer = self.table.find(name, kind, module, function)
-        if layer is None:
+        attached = False
+        if layer is not None:
+            output, attached = self._call_inverted(name, kind, module, layer, operation, function, args, kwargs)
+        else:
             self.splicer.rescue(operation, function, args, kwargs)
             output = function(*args, **kwargs)
-        else:
-            output = self._call_inverted(name, kind, module, layer, operation, function, args, kwargs)
         value = first_tensor(output)
         self.layouts.after(kind, operation.name, args, value)
-        self.sites.append(
-            Site(
-                name,
-                kind,
-                type(module).__name__ if module is not None else f"{operation.name}()",
-                frame.path,
-                input_shape=_shape_of(first_tensor((args, kwargs))),
-                output_shape=_shape_of(value),
-                layout=self.layouts.of(value),
-                inverse_layer=layer,
-                functional=module is None,
-            )
+        site = Site(
+            name,
+            kind,
+            type(module).__name__ if module is not None else f"{operation.name}()",
+            frame.path,
+            input_shape=_shape_of(first_tensor((args, kwargs))),
+            output_shape=_shape_of(value),
+            layout=self.layouts.of(value),
+            inverse_layer=layer if attached or not self._live else None,
+            functional=module is None,
+            detached=self._is_detached(value),
         )
-        if module is None and name in self.layers:
-            self._catch(value, name)
+        self.sites.append(site)
+        if claimed:
+            frame.site = site
+        if not claimed or not frame.name:
+            self.shapes[name] = _shape_of(value)
+            if name in self.layers:
+                self._catch(value, name)
         return output
 
     def _call_inverted(
@@ -357,7 +364,7 @@ class Walk:
         function: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> Any:
+    ) -> tuple[Any, bool]:
         leaves, spec = tree_flatten((args, kwargs))
 
         def params() -> dict[str, Any]:
@@ -367,7 +374,7 @@ class Walk:
         pending, aliases = self.splicer.prepare(name, kind, module, layer, leaves, params)
         if pending is None:
             self.splicer.rescue(operation, function, args, kwargs)
-            return function(*args, **kwargs)
+            return function(*args, **kwargs), False
         carried = {id(tensor) for tensor in pending.inputs}
         # the record of parameters must not keep the inputs alive: that is what `needs` is for
         plain_leaves = [
@@ -375,22 +382,12 @@ class Walk:
         ]
         self.splicer.rescue(operation, function, args, kwargs)
         new_args, new_kwargs = tree_unflatten(aliases, spec)
-        if kind == "max_pool":
-            result, pending.call.switches, pair = pool_with_switches(operation, function, new_args, new_kwargs)
-            pending.call.spatial_dims = int(operation.name.split("_with")[0][-2])
-            attached = self.splicer.finish(pending, result)
-            return (attached, pending.call.switches) if pair else attached
-        result = function(*new_args, **new_kwargs)
-        if isinstance(result, Tensor):
-            return self.splicer.finish(pending, result)
-        out, out_spec = tree_flatten(result)
-        floats = [i for i, leaf in enumerate(out) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        if len(floats) != 1:
-            raise MethodError(
-                f"{layer!r} is attached to {name!r}, whose {operation.name}() returns {len(floats)} tensors"
-            )
-        out[floats[0]] = self.splicer.finish(pending, out[floats[0]])
-        return tree_unflatten(out, out_spec)
+        if kind != "max_pool":
+            return self.splicer.finish(pending, function(*new_args, **new_kwargs))
+        result, switches, pair = pool_with_switches(operation, function, new_args, new_kwargs)
+        pending.call.switches = switches
+        pending.call.spatial_dims = int(operation.name.split("_with")[0][-2])
+        return self.splicer.finish(pending, (result, switches) if pair else result)
 
     def _catch(self, value: Tensor | None, name: str) -> None:
         if name in self.captured or value is None:
@@ -401,7 +398,9 @@ class Walk:
             return
         if not self.table or self.rewritten:
             raise StopForward
-        torch.set_grad_enabled(False)  # what comes now is watched for its sites only
+        # what comes now is watched only, for what the table says of it
+        self._live = False
+        torch.set_grad_enabled(False)
 
 
 class _Input:
