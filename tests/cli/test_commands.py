@@ -276,6 +276,38 @@ def test_inspect_all(run):
     assert "flatten" in everything
 
 
+def test_inspect_layers(run):
+    """Without timm's word on the stages, the convolutions and pools."""
+    result = run("inspect", "--model", "tinynets:five", "--layers")
+    assert result.exit_code == 0, result.output
+    assert [line.split() for line in result.stdout.splitlines()] == [["0", "1×4×24×24"], ["2", "1×4×6×6"]]
+    everything = run("inspect", "--model", "tinynets:five", "--layers", "--all").stdout
+    assert [line.split()[0] for line in everything.splitlines()] == ["0", "1", "2", "3", "4"]
+
+
+def test_inspect_layers_of_a_timm_model(run):
+    found = run("inspect", "--model", "timm/test_vit", "--layers")
+    assert found.exit_code == 0, found.output
+    lines = [line.split() for line in found.stdout.splitlines()]
+    assert [line[0] for line in lines] == [f"blocks.{index}" for index in range(6)]
+    assert {line[1] for line in lines} == {"1×101×64"}
+
+
+def test_inspect_as_json(run):
+    found = json.loads(run("inspect", "--model", "tinynets:five", "--method", "deconvnet", "--json").stdout)
+    assert [site["name"] for site in found["sites"]] == ["0", "1", "2", "3", "4"]
+    assert found["sites"][1]["output_shape"] == [1, 4, 24, 24]
+    assert found["coverage"]["rewritten"] == 2
+    layers = json.loads(run("inspect", "--model", "tinynets:five", "--layers", "--json").stdout)
+    assert layers["layers"] == {"0": [1, 4, 24, 24], "2": [1, 4, 6, 6]}
+
+
+def test_inspect_layers_of_no_method(run):
+    result = run("inspect", "--model", "tinynets:five", "--layers", "--method", "gradient")
+    assert result.exit_code == 2
+    assert "--method" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
