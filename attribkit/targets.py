@@ -353,6 +353,6 @@ def _resolve_unit(unit: Unit, captured: Capture, model: nn.Module, size: int, fo
         )
     positions = strongest(value.detach(), unit.channel, layout) if unit.position == "max" else None
     if not isinstance(unit.position, str):
-        flat = token_grid(value, layout, model).flat(unit.position, unit.layer)
+        flat = token_grid(value, layout, model, captured.image).flat(unit.position, unit.layer)
         positions = torch.full((size,), flat, dtype=torch.long, device=value.device)
     return UnitTarget(size, forward_kwargs, unit=unit, layout=layout, positions=positions)

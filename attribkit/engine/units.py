@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class Grid:
         return self.prefix + row * self.columns + column
 
 
-def token_grid(value: Tensor, layout: str, model: nn.Module) -> Grid:
+def token_grid(value: Tensor, layout: str, model: nn.Module, image: tuple[int, ...] | None = None) -> Grid:
     """Return the grid of a layer's output: its own map, or the one its tokens were cut from.
 
     Parameters
@@ -93,7 +94,9 @@ def token_grid(value: Tensor, layout: str, model: nn.Module) -> Grid:
     layout
         Its layout.
     model
-        Its ``num_prefix_tokens`` and ``patch_embed.grid_size`` (timm) say how tokens are counted, where it has them.
+        Its ``num_prefix_tokens`` and ``patch_embed`` (timm) say how tokens are counted, where it has them.
+    image
+        Height and width of the model's input.
     """
     shape = value.shape
     if layout == "NCHW":
@@ -104,13 +107,38 @@ def token_grid(value: Tensor, layout: str, model: nn.Module) -> Grid:
         return Grid(1, 1, 0, 1)
     count = shape[1]
     declared = getattr(model, "num_prefix_tokens", None)
-    prefix = declared if isinstance(declared, int) else 0
-    size = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    for before in dict.fromkeys((prefix, 0) if isinstance(declared, int) else (0, 1)):
+    embed = getattr(model, "patch_embed", None)
+    size, patch = (_pair(getattr(embed, name, None)) for name in ("grid_size", "patch_size"))
+    for before in dict.fromkeys((declared, 0) if isinstance(declared, int) else (0, 1)):
         tokens = count - before
-        if isinstance(size, (tuple, list)) and len(size) == 2 and size[0] * size[1] == tokens:
-            return Grid(int(size[0]), int(size[1]), before, count)
+        # the image decides: a model may take others than it was made for, and have stages of fewer tokens
+        found = _cut(image, patch or (1, 1), tokens) if image is not None else None
+        if found is None and size is not None and size[0] * size[1] == tokens:
+            found = size
         side = math.isqrt(max(tokens, 0))
-        if side > 0 and side * side == tokens:
-            return Grid(side, side, before, count)
+        if found is None and side > 0 and side * side == tokens and (image is None or image[0] == image[1]):
+            found = (side, side)
+        if found is not None:
+            return Grid(*found, before, count)
     return Grid(None, None, 0, count)
+
+
+def _cut(image: tuple[int, ...], patch: tuple[int, int], tokens: int) -> tuple[int, int] | None:
+    """Return rows and columns of an image cut into ``tokens`` patches, each a whole number of times ``patch``."""
+    for times in range(1, max(image[0] // patch[0], image[1] // patch[1], 1) + 1):
+        height, width = patch[0] * times, patch[1] * times
+        for rows, columns in (
+            (image[0] // height, image[1] // width),
+            (-(-image[0] // height), -(-image[1] // width)),  # padded
+        ):
+            if rows * columns == tokens and rows > 0:
+                return rows, columns
+    return None
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    if isinstance(value, int) and value > 0:
+        return value, value
+    if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, int) and v > 0 for v in value):
+        return value[0], value[1]
+    return None

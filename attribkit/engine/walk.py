@@ -46,11 +46,24 @@ class _Frame:
 
 @dataclass
 class Capture:
-    """What a walk caught at the layer asked for: ``value`` is the layer's output the moment it returned."""
+    """What a walk caught at the layer asked for.
+
+    Attributes
+    ----------
+    value : Tensor
+        The layer's output the moment it returned.
+    name : str
+        The layer.
+    layout : str or None
+        Where its features are.
+    image : tuple of int, or None
+        Height and width of the model's input.
+    """
 
     value: Tensor
     name: str
     layout: str | None
+    image: tuple[int, ...] | None = None
 
 
 class Walk:
@@ -100,6 +113,7 @@ class Walk:
         self.shapes: dict[str, tuple[int, ...] | None] = {}
         self.captured: dict[str, Capture] = {}
         self.complete = False
+        self._image: tuple[int, ...] | None = None
         self.paths = {module: path for path, module in model.named_modules()}
         self.layouts = Layouts(model)
         self._names = Names(set(self.paths.values()))
@@ -119,6 +133,8 @@ class Walk:
             Whatever the model raises, marked with ``attribkit_origin = "model forward"``.
         """
         grad = torch.is_grad_enabled()
+        first = first_tensor(args)
+        self._image = tuple(first.shape[-2:]) if first is not None and first.ndim == 4 else None
         # with gradients a site counts as rewritten when it is; without them, as what the table says
         self._live = grad and any(isinstance(t, Tensor) and t.requires_grad for t in (*args, *kwargs.values()))
         interceptor = self._interceptor = Interceptor(self)
@@ -393,7 +409,7 @@ class Walk:
         if name in self.captured or value is None:
             return
         # a copy, so that an in-place operation that follows changes nothing
-        self.captured[name] = Capture(value.clone(), name, self.layouts.of(value, name))
+        self.captured[name] = Capture(value.clone(), name, self.layouts.of(value, name), self._image)
         if not self.stop or len(self.captured) < len(self.layers):
             return
         if not self.table or self.rewritten:
