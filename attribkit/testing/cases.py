@@ -117,7 +117,7 @@ class Case:
             target = f"torch.tensor({list(self.target)})"
         head = self.net.source(self.writing)
         return (
-            f"{head}\n\n" + "\n".join(lines) + f"\n\nmodel = seed_weights(Network(), {self.net.seed}).double().eval()\n"
+            f"{head}\n\n" + "\n".join(lines) + f"\n\nmodel = seed_weights(Network().double(), {self.net.seed}).eval()\n"
             f"inputs = images({shape}, seed={self.images.seed}{how})\n"
             f"target = {target}\n"
         )

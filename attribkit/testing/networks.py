@@ -22,19 +22,21 @@ _ATTENTION = '''
 class SelfAttention(nn.Module):
     """Every position looks at every other."""
 
-    def __init__(self, channels):
+    def __init__(self, channels, fused):
         super().__init__()
+        self.fused = fused
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x):
         query, key, value = self.qkv(x.flatten(2).transpose(1, 2)).chunk(3, dim=-1)
-        mixed = {attend}
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(query, key, value)
+        else:
+            mixed = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(-1) @ value
         return self.out(mixed).transpose(1, 2).reshape(x.shape)
 
 '''
-_FUSED = "F.scaled_dot_product_attention(query, key, value)"
-_SPELT_OUT = "(query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(-1) @ value"
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Net:
     def build(self, writing: str = "modules", dtype: torch.dtype = torch.float64) -> nn.Module:
         """Return the network as a module in eval mode, its weights drawn from the seed."""
         made: nn.Module = _compiled(self.source(writing))()
-        return seed_weights(made, self.seed).to(dtype).eval()
+        return seed_weights(made.double(), self.seed).to(dtype).eval()
 
     def module_name(self, value: int, writing: str = "modules") -> str | None:
         """Return the name of the module whose first call makes a value; None where no module's does."""
@@ -157,7 +159,7 @@ class _Writer:
             imports += "from timm.layers import activations\n"
         code = f"{imports}from torch import nn\n\n"
         if any(each.startswith("SelfAttention") for each in made):
-            code += _ATTENTION.format(attend=_SPELT_OUT if self.writing in ("functions", "methods") else _FUSED)
+            code += _ATTENTION
         init = "".join(f"        self.{name} = {made}\n" for name, made in self.constructors.items())
         body = "".join(f"        {line}\n" for line in self.lines)
         return (

@@ -147,7 +147,7 @@ KINDS: dict[str, Kind] = {
         _constructor("nn.LocalResponseNorm(3, alpha=0.5, beta=0.75, k=1.5)"),
         "F.local_response_norm({x}, 3, 0.5, 0.75, 1.5)",
     ),
-    "attention": Kind("attention", _constructor("SelfAttention(<c>)"), parameters=True),
+    "attention": Kind("attention", _constructor("SelfAttention(<c>, fused=<fused>)"), parameters=True),
     "max_pool": Kind(
         "max_pool",
         _constructor(f"nn.MaxPool2d({_POOL}, <dilation>, ceil_mode=<ceil>)"),
@@ -240,7 +240,8 @@ OVERWRITABLE = ("conv", "batch_norm", "group_norm", "linear", "sum", "concat", "
 #: Modules with an ``inplace`` argument.
 # fmt: off
 _INPLACE_MODULES = frozenset((
-    "relu", "relu6", "hardtanh", "leaky_relu", "rrelu", "elu", "selu", "celu", "silu", "mish", "hardswish", "hardsigmoid",
+    "relu", "relu6", "hardtanh", "leaky_relu", "rrelu", "elu", "selu", "celu", "silu", "mish", "hardswish",
+    "hardsigmoid",
 ))
 # fmt: on
 

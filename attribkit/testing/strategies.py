@@ -222,19 +222,21 @@ class _Draft:
 
     def _attention(self, x: int) -> int:
         normed = self.add("layer_norm", x) if self.shapes[x][0] > 2 else x
-        return self.add("sum", self.add("attention", normed), x)
+        return self.add("sum", self.add("attention", normed, fused=self.draw(st.booleans())), x)
 
-    def head(self, x: int, classes: int, wide: bool) -> None:
-        """Draw the way from a map to class scores."""
+    def head(self, x: int, classes: int, split: bool) -> None:
+        """Draw the way from a map to class scores; ``split``: straight from three maps, place by place."""
         channels, height, width = self.shapes[x]
+        if split:
+            last = self.add("conv", x, channels=3, kernel=3, padding=1)
+            self.add("linear", self.add("flatten", last), features=classes)
+            return
         if channels * height * width > 100:
             x = self.add("adaptive_avg_pool", x, rows=min(height, 3), columns=min(width, 3))
-        if self.shapes[x][0] >= (3 if wide else 2) and self.draw(st.booleans()):
+        if self.shapes[x][0] >= 2 and self.draw(st.booleans()):
             flat = self.add("mean", x)
         else:
             flat = self.add("flatten", x)
-        if self.shapes[flat][0] < (3 if wide else 1):
-            flat = self.add("linear", flat, features=4)
         if self.rectifiers and "rectifier" not in self.without and self.draw(st.integers(0, 3)) == 3:
             flat = self._rectifier(self.add("linear", flat, features=4))
         self.add("linear", flat, features=classes)
@@ -242,7 +244,13 @@ class _Draft:
 
 @st.composite
 def _drafts(
-    draw: Draw, steps: Sequence[str], without: Collection[str], levels: bool, classes: int | None, most: int, wide: bool
+    draw: Draw,
+    steps: Sequence[str],
+    without: Collection[str],
+    levels: bool,
+    classes: int | None,
+    most: int,
+    split: bool,
 ) -> _Draft:
     shape = (draw(st.integers(1, 3)), draw(st.integers(4, 8)), draw(st.integers(4, 8)))
     draft = _Draft(draw, shape, levels, without)
@@ -250,7 +258,7 @@ def _drafts(
     for _ in range(draw(st.integers(1, most))):
         small = [each for each in steps if each not in _BLOCKS or len(draft.ops) < 8]
         x = draft.step(x, small)
-    draft.head(x, classes or draw(st.integers(2, 4)), wide)
+    draft.head(x, classes or draw(st.integers(2, 4)), split)
     return draft
 
 
@@ -261,7 +269,7 @@ def networks(
     levels: bool = False,
     classes: int | None = None,
     most: int = 4,
-    wide: bool = False,
+    split: bool = False,
 ) -> st.SearchStrategy[Net]:
     """Return a strategy for networks.
 
@@ -278,13 +286,13 @@ def networks(
         The number of classes; None: 2 to 4.
     most
         The most building blocks.
-    wide
-        Whether the last linear layer sees at least three features.
+    split
+        Whether the classes are read straight off the places of a last map with three channels.
     """
 
     @st.composite
     def draw_network(draw: Draw) -> Net:
-        draft = draw(_drafts(steps, without, levels, classes, most, wide))
+        draft = draw(_drafts(steps, without, levels, classes, most, split))
         return Net(draft.image, tuple(draft.ops), draw(SEEDS))
 
     return draw_network()
@@ -307,7 +315,7 @@ def cases(  # noqa: D417  hypothesis passes `draw`
     units: bool | str = True,
     writings: Sequence[str] = WRITINGS,
     classes: int | None = None,
-    wide: bool = False,
+    split: bool = False,
     extra: int = 0,
     most: int = 4,
 ) -> Case:
@@ -315,7 +323,7 @@ def cases(  # noqa: D417  hypothesis passes `draw`
 
     Parameters
     ----------
-    steps, without, classes, wide, most
+    steps, without, classes, split, most
         As for `networks`.
     count, most_images
         How many images; None: 1 to ``most_images``.
@@ -329,7 +337,7 @@ def cases(  # noqa: D417  hypothesis passes `draw`
         How many further numbers from 0 to 99 to draw.
     """
     kind = draw(st.sampled_from(("normal", "positive", "levels") if levels else ("normal", "positive")))
-    draft = draw(_drafts(steps, without, kind == "levels", classes, most, wide))
+    draft = draw(_drafts(steps, without, kind == "levels", classes, most, split))
     net = Net(draft.image, tuple(draft.ops), draw(SEEDS))
     batch = Images(count or draw(st.integers(1, most_images)), draw(SEEDS), kind)
     writing = draw(st.sampled_from(tuple(writings)))

@@ -108,25 +108,47 @@ def check_current_input(method: Method, model: nn.Module, inputs: Tensor, target
     )
 
 
-@check(cases={"count": 2, "units": False, "classes": 3, "wide": True})
-def check_target_used(method: Method, model: nn.Module, inputs: Tensor, target: Any) -> None:
-    """Two classes have two maps."""
+def _left_and_right(case: Case) -> tuple[nn.Module, Tensor]:
+    """Return the case with class 0 reading the left half of the last map and class 1 the right half, class 2 all of it."""
+    model, inputs, _ = case.arguments()
+    channels, height, width = case.net.shapes[-3]
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     with torch.no_grad():
-        classes = model(inputs).shape[1]
-    maps = [explain(method, model, inputs, torch.full((len(inputs),), k)) for k in range(classes)]
-    _require_different(maps, "classes")
+        weights = last.weight.view(-1, channels, height, width)
+        weights[0, :, :, width // 2 :] = 0
+        weights[1, :, :, : width // 2] = 0
+    return model, inputs
+
+
+@check(
+    cases={
+        "count": 2,
+        "units": False,
+        "classes": 3,
+        "split": True,
+        "steps": ("conv", "conv_rectifier", "batch_norm", "max_pool", "residual", "concat"),
+    },
+    arguments=_left_and_right,
+)
+def check_target_used(method: Method, model: nn.Module, inputs: Tensor) -> None:
+    """Classes that look at different places have different maps: the target is used."""
+    maps = [explain(method, model, inputs, torch.full((len(inputs),), k)) for k in range(3)]
+    _require_different(maps, "3 classes")
 
 
 @check(
     cases={"count": 2, "units": "always", "steps": ("conv", "conv_rectifier", "batch_norm", "max_pool", "gate")},
-    arguments=lambda case: (*case.arguments(), case.net.shapes[case.value][0]),
+    arguments=lambda case: (*case.arguments(), case.net.shapes[case.value]),
 )
-def check_unit_used(method: Method, model: nn.Module, inputs: Tensor, target: Any, channels: int) -> None:
-    """Two units of a layer have two maps."""
-    if not isinstance(target, Unit) or channels < 2:
+def check_unit_used(method: Method, model: nn.Module, inputs: Tensor, target: Any, shape: tuple[int, ...]) -> None:
+    """Units of a layer, of different channels and at opposite corners, have different maps."""
+    if not isinstance(target, Unit) or len(shape) < 3 or shape[1] * shape[2] == 1:
         return
-    units = [Unit(target.layer, channel, "all", target.layout) for channel in range(channels)]
-    _require_different([explain(method, model, inputs, unit) for unit in units], f"channels of {target.layer!r}")
+    corners = ((0, 0), (shape[1] - 1, shape[2] - 1))
+    units = [Unit(target.layer, k, at, target.layout) for k in range(shape[0]) for at in corners]
+    _require_different(
+        [explain(method, model, inputs, unit) for unit in units], f"{len(units)} units of {target.layer!r}"
+    )
 
 
 def _require_different(maps: list[Tensor], what: str) -> None:
@@ -137,7 +159,7 @@ def _require_different(maps: list[Tensor], what: str) -> None:
         for other in maps[:i]:
             if largest(one - other) > 1e-9 * largest(one, other):
                 return
-    raise CheckError(f"the maps of all {len(maps)} {what} are the same: the target is not used")
+    raise CheckError(f"the maps of {what} are all the same: the target is not used")
 
 
 @check(cases={"units": False, "writings": ("modules",)}, arguments=whole_case)
