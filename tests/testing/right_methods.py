@@ -216,11 +216,9 @@ class Epsilon(ak.InverseLayer):
     def carry(self, signal, site):
         stable = site.output + 1e-3 * (2 * (site.output >= 0).to(signal) - 1)
         carried = site.plain(signal / stable)
-        return (
-            tuple(None if part is None else part * x for part, x in zip(carried, site.inputs, strict=True))
-            if isinstance(carried, tuple)
-            else carried * site.input
-        )
+        if not isinstance(carried, tuple):
+            return carried * site.input
+        return tuple(part if part is None else part * x for part, x in zip(carried, site.inputs, strict=True))
 
 
 class LayerwiseRelevance(ak.InverseMethod):

@@ -109,7 +109,7 @@ def check_current_input(method: Method, model: nn.Module, inputs: Tensor, target
 
 
 def _left_and_right(case: Case) -> tuple[nn.Module, Tensor]:
-    """Return the case with class 0 reading the left half of the last map and class 1 the right half, class 2 all of it."""
+    """Return the case with class 0 reading the left half of the last map, class 1 the right half, class 2 all of it."""
     model, inputs, _ = case.arguments()
     channels, height, width = case.net.shapes[-3]
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
@@ -126,12 +126,18 @@ def _left_and_right(case: Case) -> tuple[nn.Module, Tensor]:
         "units": False,
         "classes": 3,
         "split": True,
+        "most": 2,
         "steps": ("conv", "conv_rectifier", "batch_norm", "max_pool", "residual", "concat"),
     },
     arguments=_left_and_right,
 )
 def check_target_used(method: Method, model: nn.Module, inputs: Tensor) -> None:
     """Classes that look at different places have different maps: the target is used."""
+    x = inputs.clone().requires_grad_()
+    scores = model(x)
+    left, right = (torch.autograd.grad(scores[:, k].sum(), x, retain_graph=True)[0].abs().sum(1) > 0 for k in (0, 1))
+    if not bool((left & ~right).any() and (right & ~left).any()):
+        return  # both classes look everywhere, or a rectifier lets through one place only: maps may well be alike
     maps = [explain(method, model, inputs, torch.full((len(inputs),), k)) for k in range(3)]
     _require_different(maps, "3 classes")
 
@@ -142,13 +148,12 @@ def check_target_used(method: Method, model: nn.Module, inputs: Tensor) -> None:
 )
 def check_unit_used(method: Method, model: nn.Module, inputs: Tensor, target: Any, shape: tuple[int, ...]) -> None:
     """Units of a layer, of different channels and at opposite corners, have different maps."""
-    if not isinstance(target, Unit) or len(shape) < 3 or shape[1] * shape[2] == 1:
+    if not isinstance(target, Unit) or len(shape) < 3 or shape[0] == 1 or shape[1] * shape[2] == 1:
         return
     corners = ((0, 0), (shape[1] - 1, shape[2] - 1))
     units = [Unit(target.layer, k, at, target.layout) for k in range(shape[0]) for at in corners]
-    _require_different(
-        [explain(method, model, inputs, unit) for unit in units], f"{len(units)} units of {target.layer!r}"
-    )
+    maps = [explain(method, model, inputs, unit) for unit in units]
+    _require_different(maps, f"{len(units)} units of {target.layer!r}")
 
 
 def _require_different(maps: list[Tensor], what: str) -> None:
