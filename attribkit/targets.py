@@ -345,6 +345,11 @@ def _resolve_unit(unit: Unit, captured: Capture, model: nn.Module, size: int, fo
         raise InputError(f"layer {unit.layer!r} has output {tuple(value.shape)}: no units can be told apart in it")
     if len(layout) != value.ndim:
         raise InputError(f"layer {unit.layer!r} has output {tuple(value.shape)}, which is not {layout}")
+    if len(value) != size:
+        raise InputError(
+            f"layer {unit.layer!r} has output {tuple(value.shape)} for {size} input{'s' * (size != 1)}: "
+            "its rows are not the samples (windows, say), so that no unit there belongs to one"
+        )
     channels = value.shape[layout.index("C")]
     if not 0 <= unit.channel < channels:
         raise InputError(

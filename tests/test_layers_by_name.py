@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import oracle
 import pytest
@@ -196,6 +197,18 @@ def test_tokens_without_a_grid():
     assert ak.attribute(odd, X, method="gradient", target=ak.Unit("norm", 2, 10)).values.any()
     with pytest.raises(ak.AttribkitError, match="no grid"):
         ak.attribute(odd, X, method="gradient", target=ak.Unit("norm", 2, (0, 0)))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("position", ["max", "all", 3])
+def test_windows_are_no_samples(position, count):
+    """Inside a window attention the rows are windows: a unit there belongs to no sample, and is refused."""
+    net, x = build("swin"), X[:count]
+    layer = "layers.0.blocks.0.attn.qkv"
+    with pytest.raises(ak.AttribkitError, match=re.escape(f"{layer!r} has output ({16 * count}, 16, 24) for {count} ")):
+        ak.attribute(net, x, target=ak.Unit(layer, 3, position))
+    with pytest.raises(ak.AttribkitError, match="rows are not the samples"):
+        ak.project(net, x, layer, [3, 4], position=position)
 
 
 class Called(nn.Module):

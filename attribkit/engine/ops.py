@@ -176,6 +176,13 @@ _MODULES: tuple[tuple[str, str, str], ...] = (
 _WHOLE: tuple[tuple[str, str, str], ...] = (
     ("timm.layers.activations", "rectifier", "Swish Mish HardSwish HardMish QuickGELU"),
     ("timm.layers.activations_me", "rectifier", "SwishMe MishMe HardSwishMe HardMishMe"),
+    # GELUs of other libraries
+    (
+        "transformers.activations",
+        "rectifier",
+        "NewGELUActivation FastGELUActivation QuickGELUActivation AccurateGELUActivation",
+    ),
+    ("open_clip.transformer", "rectifier", "QuickGELU"),
     ("timm.layers.activations", "gate", "Sigmoid Tanh HardSigmoid"),
     ("timm.layers.activations_me", "gate", "HardSigmoidMe"),
 )
