@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -23,7 +23,7 @@ from attribkit.engine.outputs import observe
 from attribkit.engine.state import pristine
 from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk
-from attribkit.errors import CoverageError, CoverageWarning, InputError, InputTypeError, MethodError
+from attribkit.errors import CoverageError, CoverageWarning, InputError, InputTypeError, MethodError, as_int
 from attribkit.method import InverseMethod, Method
 from attribkit.plugins import MethodEntry, manager
 from attribkit.targets import PendingTarget, Target, Unit
@@ -148,7 +148,7 @@ def attribute(
             target = _unit_of(layer, target)
     check_options(chosen, options)
     check_inputs(inputs)
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+    if batch_size is not None and as_int("batch_size", batch_size) < 1:
         raise InputError(f"batch_size must be a positive int or None, got {batch_size!r}")
     pending = PendingTarget(target, len(inputs), forward_kwargs)
     size = batch_size or len(inputs)
@@ -210,14 +210,16 @@ def project(
     model = usable_model(model)
     chosen = find_method(method)
     check_inputs(inputs)
-    channels = [int(channel) for channel in channels]
-    units = tuple(Unit(layer, channel, position, layout) for channel in channels)
-    if not units:
+    given: Any = channels
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InputTypeError(f"channels must be a sequence of ints, got {given!r}")
+    channels = [as_int("each of channels", channel) for channel in given]
+    if not channels:
         raise InputError("channels is empty: give at least one channel to project")
     if not _is_table(chosen):
         raise InputError(f"project() needs a method given by a table of inverse layers; {chosen.name!r} is none")
     with pristine(model, inputs), explain_channels(model, inputs), coverage.logging() as log:
-        found = project_units(
+        found, units = project_units(
             model, inputs, layer, channels, position, chosen.table(), unit_signal=chosen.unit_signal, layout=layout
         )
     _warn_if_plain(chosen, log, strict=strict)
@@ -254,7 +256,7 @@ def inspect(model: nn.Module, inputs: Tensor, method: MethodLike | None = None) 
     table = chosen.table() if isinstance(chosen, InverseMethod) else Table({})
     # gradients only where there are inverse layers: whether one takes hold shows only then
     with pristine(model, inputs), explain_channels(model, inputs), torch.set_grad_enabled(bool(table)):
-        walk = Walk(model, table, vocabulary())
+        walk = Walk(model, table, vocabulary(), layouts=True)
         walk.run(leaf(inputs).clone())
     name = chosen.name if chosen is not None else None
     stages = stage_names(model)
@@ -279,13 +281,15 @@ def find_method(method: MethodLike) -> Method:
     InputTypeError
         It is something else.
     """
-    if isinstance(method, Method):
-        return method
-    if isinstance(method, type) and issubclass(method, Method):
-        return method()
     if isinstance(method, str):
-        return manager().method(method).load()()
-    raise InputTypeError(f"method must be a name, a Method class or an instance, got {method!r}")
+        method = manager().method(method).load()
+    if isinstance(method, type) and issubclass(method, Method):
+        method = method()
+    if not isinstance(method, Method):
+        raise InputTypeError(f"method must be a name, a Method class or an instance, got {method!r}")
+    if type(method).attribute is Method.attribute:
+        raise InputTypeError(f"method {type(method).__name__} does not define attribute(model, inputs, target)")
+    return method
 
 
 @dataclass
@@ -349,8 +353,8 @@ def _join_extras(extras: list[dict[str, Tensor]], sizes: list[int]) -> dict[str,
 
 
 def _unit_of(layer: str, target: Any) -> Unit:
-    if isinstance(target, int) and not isinstance(target, bool):
+    if is_int(target):
         return Unit(layer, target)
     raise InputError(
-        f"layer={layer!r} needs target= a channel of it (an int) or target=Unit(...), got target={target!r}"
+        f"layer={layer!r} needs target= a channel of it, an int (a Unit goes without layer=), got target={target!r}"
     )

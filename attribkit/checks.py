@@ -44,11 +44,11 @@ def usable_model(model: Any) -> nn.Module:
             raise ModelError(
                 f"model is quantised at {name}: quantised operations have no derivative; pass the float model"
             )
-    for path, parameter in model.named_parameters():
+    for path, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if torch.nn.parameter.is_lazy(parameter):
+            raise ModelError(f"parameter {path!r} is not initialised yet: run the model once before it is explained")
         if parameter.is_inference():
-            raise ModelError(
-                f"parameter {path!r} was created in inference mode: load the model outside torch.inference_mode()"
-            )
+            raise ModelError(f"{path!r} was created in inference mode: load the model outside torch.inference_mode()")
     return cast(nn.Module, model)
 
 

@@ -6,6 +6,7 @@ Each also derives from the builtin a caller would expect, so ``except ValueError
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
 
 
@@ -59,6 +60,24 @@ class CoverageError(AttribkitError, CoverageWarning):
 
 class PluginWarning(UserWarning):
     """A plugin was skipped; ``attribkit plugins`` shows the reason."""
+
+
+def is_int(value: object) -> bool:
+    """Tell whether ``value`` is an integer: an int or what stands for one (numpy's), no bool, no tensor of several."""
+    if isinstance(value, bool):
+        return False
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def as_int(what: str, value: object) -> int:
+    """Return ``value`` as an int; `InputTypeError`, naming it ``what``, where it is no integer."""
+    if not is_int(value):
+        raise InputTypeError(f"{what} must be an int, got {value!r}")
+    return operator.index(value)  # type: ignore[arg-type]
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:

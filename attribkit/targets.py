@@ -6,7 +6,7 @@ which every sample's class or unit is fixed and which turns any batch of inputs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from attribkit.engine.layout import LAYOUTS
 from attribkit.engine.outputs import class_scores, observe
 from attribkit.engine.units import select, strongest, token_grid, unit_mask
 from attribkit.engine.walk import Capture
-from attribkit.errors import InputError, InputTypeError, ModelError
+from attribkit.errors import InputError, InputTypeError, ModelError, as_int, is_int
 
 Position = Literal["max", "all"] | int | tuple[int, int]
 
@@ -52,29 +52,19 @@ class Unit:
     def __post_init__(self) -> None:
         if not isinstance(self.layer, str) or not self.layer:
             raise InputTypeError(f"Unit layer must be the name of a layer, got {self.layer!r}")
-        if isinstance(self.channel, bool) or not isinstance(self.channel, int):
-            raise InputTypeError(f"Unit channel must be an int, got {self.channel!r}")
+        object.__setattr__(self, "channel", as_int("Unit channel", self.channel))
         if self.layout is not None and self.layout not in LAYOUTS:
             raise InputError(f"Unit layout must be one of {', '.join(LAYOUTS)} or None, got {self.layout!r}")
         position: Any = self.position
-        if isinstance(position, list):
-            position = tuple(position)
-            object.__setattr__(self, "position", position)
-        ok = position in ("max", "all") if isinstance(position, str) else _is_index(position) or _is_pair(position)
-        if not ok:
+        if isinstance(position, (tuple, list)) and len(position) == 2:
+            position = tuple(as_int("Unit position", value) for value in position)
+        elif position not in ("max", "all") if isinstance(position, str) else not is_int(position):
             raise InputError(f"Unit position must be 'max', 'all', (row, column) or a token index, got {position!r}")
+        object.__setattr__(self, "position", position if isinstance(position, (str, tuple)) else int(position))
 
     def __str__(self) -> str:
         where = self.position if isinstance(self.position, str) else f"at {self.position}"
         return f"unit {self.channel} of {self.layer} ({where})"
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(_is_index(v) for v in value)
 
 
 @dataclass(frozen=True)
@@ -258,7 +248,7 @@ def check_target(target: Any, size: int) -> None:
     InputError
         The target is of no kind that is known, or has another length than the batch.
     """
-    if target is None or isinstance(target, (Unit, Target)) or _is_index(target):
+    if target is None or isinstance(target, (Unit, Target)) or is_int(target):
         return
     if isinstance(target, Tensor):
         if target.dtype in (torch.int8, torch.int16, torch.int32, torch.uint8, torch.long):
@@ -269,7 +259,8 @@ def check_target(target: Any, size: int) -> None:
     if callable(target):
         return
     raise InputTypeError(
-        f"target must be None, an int, a LongTensor [N], a Unit or a callable, got {type(target).__name__}"
+        f"target must be None, an int, a LongTensor [N] (torch.tensor([...])), a Unit or a callable, "
+        f"got {type(target).__name__}"
     )
 
 
@@ -288,9 +279,15 @@ class PendingTarget:
 
     def __init__(self, target: Any, size: int, forward_kwargs: dict[str, Any] | None = None) -> None:
         check_target(target, size)
+        if forward_kwargs is not None and not isinstance(forward_kwargs, Mapping):
+            raise InputTypeError(f"forward_kwargs must be a dict of arguments, got {type(forward_kwargs).__name__}")
         self.given = target
         self.size = size
-        self.forward_kwargs = dict(forward_kwargs or {})
+        # tensors made in inference mode cannot take part in a derivative; copies can
+        self.forward_kwargs = {
+            name: value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+            for name, value in (forward_kwargs or {}).items()
+        }
         self.layer = target.layer if isinstance(target, (Unit, Target)) else None
 
     def part(self, rows: slice) -> PendingTarget:
@@ -342,7 +339,10 @@ def _resolve_unit(unit: Unit, captured: Capture, model: nn.Module, size: int, fo
     value = captured.value
     layout = unit.layout or captured.layout
     if layout is None:
-        raise InputError(f"layer {unit.layer!r} has output {tuple(value.shape)}: no units can be told apart in it")
+        raise InputError(
+            f"layer {unit.layer!r} has output {tuple(value.shape)} in which the feature dimension is not known: "
+            f"give Unit(layout=...), one of {', '.join(LAYOUTS)}"
+        )
     if len(layout) != value.ndim:
         raise InputError(f"layer {unit.layer!r} has output {tuple(value.shape)}, which is not {layout}")
     if len(value) != size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from attribkit import progress
 from attribkit.engine.outputs import class_scores
 from attribkit.engine.units import select
 from attribkit.engine.walk import Walk
-from attribkit.errors import InputError, ModelError
+from attribkit.errors import InputError, InputTypeError, ModelError, as_int, is_int
 from attribkit.method import Method
 from attribkit.targets import ClassTarget, Target
 
@@ -81,6 +82,11 @@ class Occlusion(Method):
         height, width = inputs.shape[-2:]
         sides = tuple(min(w, side) for w, side in zip(_window(window, height, width), (height, width), strict=True))
         steps = _pair("stride", stride) if stride is not None else tuple(max(1, side // 2) for side in sides)
+        fill = _fill(fill)
+        if unit_layer is not None and not isinstance(unit_layer, str):
+            raise InputTypeError(f"occlusion unit_layer must be the name of a layer, got {unit_layer!r}")
+        if unit_channel is not None:
+            unit_channel = as_int("occlusion unit_channel", unit_channel)
         if score not in ("logit", "probability"):
             raise InputError(f"occlusion score must be 'logit' or 'probability', got {score!r}")
         if score == "probability" and not isinstance(target, ClassTarget):
@@ -191,7 +197,13 @@ def _window(window: Size | None, height: int, width: int) -> tuple[int, int]:
 
 
 def _pair(what: str, value: Any) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in pair):
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or any(not is_int(v) or v < 1 for v in pair):
         raise InputError(f"occlusion {what} must be a positive int or a pair of them, got {value!r}")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
+
+
+def _fill(value: Any) -> float:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"occlusion fill must be a finite number, got {value!r}")
+    return float(value)

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch.overrides import TorchFunctionMode
 
-from attribkit.engine.layout import MOVES
+from attribkit.engine.splice import function_name
 
 if TYPE_CHECKING:
     from attribkit.engine.ops import Vocabulary
     from attribkit.engine.walk import Walk
+
+
+_local = threading.local()
+
+
+def _walks() -> list[Interceptor]:
+    """Return this thread's interceptors under way, the outermost first."""
+    if not hasattr(_local, "walks"):
+        _local.walks = []
+    walks: list[Interceptor] = _local.walks
+    return walks
+
+
+@contextmanager
+def paused_walks() -> Iterator[None]:
+    """Keep the walks under way in this thread from taking what happens now for their model's doing."""
+    paused = [walk for walk in _walks() if not walk.paused]
+    for walk in paused:
+        walk.paused = True
+    try:
+        yield
+    finally:
+        for walk in paused:
+            walk.paused = False
 
 
 class Interceptor(TorchFunctionMode):
@@ -22,6 +49,15 @@ class Interceptor(TorchFunctionMode):
         self.functions = walk.vocabulary.functions
         self.paused = False
 
+    def __enter__(self) -> Interceptor:
+        _walks().append(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        _walks().remove(self)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.paused:
@@ -31,8 +67,8 @@ class Interceptor(TorchFunctionMode):
             return self.walk.call(operation, func, args, kwargs)
         self.walk.splicer.rescue(None, func, args, kwargs)
         output = func(*args, **kwargs)
-        if func in MOVES:
-            self.walk.layouts.moved(func, args, kwargs)
+        if self.walk.layouts.active:
+            self.walk.layouts.after(None, function_name(func), args, kwargs, output)
         return output
 
 

@@ -194,7 +194,14 @@ class SiteCall:
         return total
 
     def _carry(self, signal: Tensor) -> tuple[Tensor | None, ...]:
+        version = signal._version
         carried = self.layer.carry(signal, self)
+        if signal._version != version:
+            raise MethodError(
+                f"{self.layer!r}.carry at site {self.name!r} changed the signal in place: return a new one"
+            )
+        if carried is None:
+            raise MethodError(f"{self.layer!r}.carry at site {self.name!r} returned nothing")
         parts = carried if isinstance(carried, tuple) else (carried,)
         if len(parts) != len(self.input_shapes):
             raise MethodError(

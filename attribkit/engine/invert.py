@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ def project_units(
     unit_signal: str = "one",
     layout: str | None = None,
     chunk: int = 16,
-) -> Inverted:
+) -> tuple[Inverted, tuple[Unit, ...]]:
     """Carry many units of one layer back after one forward pass.
 
     Parameters
@@ -137,28 +138,43 @@ def project_units(
     walk.run(x.clone())
     captured = walk.catch(layer)
     coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
-    scores, signals = [], []
-    for unit in units:
-        resolved = PendingTarget(unit, len(inputs)).resolve(captured, model)
-        scores.append(resolved.read(captured).detach())
-        signals.append(resolved)
+    targets = [PendingTarget(unit, len(inputs)).resolve(captured, model) for unit in units]
+    scores = [target.read(captured).detach() for target in targets]
     if not captured.value.requires_grad:
         raise ModelError(f"layer {layer!r} does not depend on the inputs")
     batched = table.all_batched() and len(units) > 1
     maps: list[Tensor] = []
-    for start in range(0, len(units), chunk if batched else 1):
-        part = [t.start(captured, None, unit_signal)[1] for t in signals[start : start + (chunk if batched else 1)]]
-        maps.append(_carry_many(captured.value, x, torch.stack(part), batched))
-    return Inverted(torch.cat(maps).transpose(0, 1).contiguous(), torch.stack(scores, 1), None)
+    for start in range(0, len(units), chunk):
+        part = [target.start(captured, None, unit_signal)[1] for target in targets[start : start + chunk]]
+        found, batched = _carry_many(captured.value, x, torch.stack(part), batched)
+        maps.append(found)
+    values = torch.cat(maps).transpose(0, 1).contiguous()
+    return Inverted(values, torch.stack(scores, 1), None), tuple(target.describe() for target in targets)
 
 
-def _carry_many(origin: Tensor, x: Tensor, signals: Tensor, batched: bool) -> Tensor:
-    """Return the maps [K, N, C, H, W] of K signals at once."""
+def _carry_many(origin: Tensor, x: Tensor, signals: Tensor, batched: bool) -> tuple[Tensor, bool]:
+    """Return the maps [K, N, C, H, W] of K signals, and whether they could be carried at once."""
 
     def back(signal: Tensor) -> Tensor:
         (values,) = torch.autograd.grad(origin, x, signal, retain_graph=True, allow_unused=True)
         return torch.zeros_like(x) if values is None else values
 
-    # torch.func's vmap, not `is_grads_batched`: that one lacks batching rules for many view operations
-    maps: Tensor = torch.func.vmap(back)(signals) if batched else back(signals[0])[None]
-    return maps.detach()
+    if batched:
+        try:
+            # torch.func's vmap, not `is_grads_batched`: that one lacks batching rules for many view operations
+            with quiet_vmap():
+                return torch.func.vmap(back)(signals).detach(), True
+        except RuntimeError:
+            pass  # the model has a derivative that takes one signal at a time; a fault of its own shows again below
+    return torch.stack([back(signal) for signal in signals]).detach(), False
+
+
+@contextmanager
+def quiet_vmap() -> Iterator[None]:
+    """Keep vmap from warning that an operation without a batching rule is slow: it is as fast as one by one."""
+    functorch: Any = torch._C._functorch
+    functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_warning_enabled(True)  # torch's default; it cannot be asked

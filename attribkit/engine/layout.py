@@ -1,85 +1,102 @@
-"""Where the features are in a layer's output, read off the operations that made it."""
+"""Where the features are in a layer's output, followed from tensor to tensor through one forward pass."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 #: The layouts a unit can be addressed in; C is the feature dimension.
 LAYOUTS = ("NCHW", "NHWC", "NTC", "NC")
 
+_LETTERS = {(4, 1): "NCHW", (4, 3): "NHWC", (3, 2): "NTC", (2, 1): "NC"}
 _CHANNELS_FIRST = frozenset({"conv", "batch_norm", "max_pool", "avg_pool", "contrast_norm"})
-_PERMUTES = frozenset({torch.permute, torch.Tensor.permute})
-_TRANSPOSES = frozenset(
-    {
-        torch.transpose,
-        torch.Tensor.transpose,
-        torch.swapaxes,
-        torch.Tensor.swapaxes,
-        torch.swapdims,
-        torch.Tensor.swapdims,
-    }
-)
-
-#: Functions that reorder dimensions.
-MOVES = _PERMUTES | _TRANSPOSES
+_OVER_CHANNELS_FIRST = frozenset({"group_norm", "instance_norm"})
+_OVER_LAST = frozenset({"layer_norm", "rms_norm"})
+_UNKNOWN_AFTER = frozenset({"scaled_dot_product_attention", "einsum", "bmm", "baddbmm", "mm"})
 
 
 class Layouts:
-    """Follows one forward pass and says in which layout the tensors of the moment are.
+    """Follows where the feature dimension goes.
 
-    Convolutions, batch norms and pools are channels-first; linear layers and layer norms over the last dimension are
-    channels-last; permutations turn one into the other; everything else keeps what it finds.
+    Convolutions, batch norms and pools put it second, linear layers and layer norms over the last dimension put it
+    last; permutations and reshapes move it; every other operation keeps what its first input of the same shape has.
 
     Parameters
     ----------
     model
         Its ``output_fmt`` (timm), where it has one, decides for the stages its ``feature_info`` names.
+    active
+        Whether to follow at all: only units and inspections ask.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.channels_last = False
-        fmt = getattr(model, "output_fmt", None)
+    def __init__(self, model: nn.Module, *, active: bool) -> None:
+        self.active = active
+        self._channel = WeakTensorKeyDictionary()
+        fmt = getattr(model, "output_fmt", None) if active else None
         fmt = str(getattr(fmt, "value", fmt)) if fmt is not None else None
         self._stage_format = fmt if fmt in LAYOUTS else None
         self._stages = stage_names(model) if self._stage_format else frozenset()
 
-    def after(self, kind: str, name: str, args: tuple[Any, ...], value: Tensor | None) -> None:
-        """Note an operation that fixes where its output's features are."""
-        if kind in _CHANNELS_FIRST or name in ("group_norm", "instance_norm"):
-            self.channels_last = False
-        elif value is not None and value.ndim >= 3:
-            over_last = name in ("layer_norm", "rms_norm") and len(args) > 1 and _is_single(args[1])
-            if kind == "linear" or over_last:
-                self.channels_last = True
+    def set(self, tensor: Tensor, channel: int) -> None:
+        """Note that ``channel`` is a tensor's feature dimension."""
+        if self.active:
+            self._channel[tensor] = channel
 
-    def moved(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note a permutation of dimensions."""
-        if function in _PERMUTES:
-            dims = args[1] if len(args) == 2 and not isinstance(args[1], int) else args[1:] or kwargs.get("dims", ())
-            dims = tuple(d % len(dims) for d in dims) if dims else ()
-            if dims == (0, 2, 3, 1):
-                self.channels_last = True
-            elif dims == (0, 3, 1, 2):
-                self.channels_last = False
-        elif function in _TRANSPOSES and isinstance(args[0], Tensor) and args[0].ndim == 3:
-            dims = {d % 3 for d in (*args[1:], *kwargs.values()) if isinstance(d, int)}
-            if dims == {1, 2}:
-                self.channels_last = not self.channels_last
+    def channel(self, tensor: Tensor) -> int | None:
+        """Return a tensor's feature dimension, None where it is not known."""
+        found: int | None = self._channel.get(tensor)
+        return found
+
+    def inherit(self, sources: Iterable[Any], tensor: Tensor | None) -> None:
+        """Give a tensor the feature dimension of the first source that has its shape, or one that fits."""
+        if not self.active or tensor is None:
+            return
+        known = [s for s in sources if isinstance(s, Tensor) and s in self._channel and s is not tensor]
+        for source in sorted(known, key=lambda s: s.shape != tensor.shape):
+            channel = _moved_with(source.shape, int(self._channel[source]), tensor.shape)
+            if channel is not None:
+                self._channel[tensor] = channel
+                return
+
+    def after(self, kind: str | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> None:
+        """Note what a function call did; an unknown function has a name but no kind."""
+        if isinstance(value, (tuple, list)):  # chunk, split, unbind
+            for part in value:
+                self.after(kind, name, args, kwargs, part)
+            return
+        if not self.active or not isinstance(value, Tensor) or value.ndim < 2:
+            return
+        if kind in _CHANNELS_FIRST or name in _OVER_CHANNELS_FIRST:
+            self._channel[value] = 1
+        elif kind == "linear" or (name in _OVER_LAST and _over_one(args, kwargs)) or name.startswith("multi_head"):
+            self._channel[value] = value.ndim - 1
+        elif name in _UNKNOWN_AFTER:
+            self._channel.pop(value, None)
+        elif name in _MOVES:
+            source = args[0] if args else None
+            channel = self.channel(source) if isinstance(source, Tensor) else None
+            if isinstance(source, Tensor) and channel is not None:
+                moved = _MOVES[name](source, channel, args[1:], kwargs)
+                if moved is not None:
+                    self._channel[value] = moved
+        elif value not in self._channel:
+            tensors = args[0] if args and isinstance(args[0], (tuple, list)) else args
+            self.inherit((*tensors, *kwargs.values()), value)
 
     def of(self, value: Tensor | None, name: str | None = None) -> str | None:
-        """Return the layout of an output, None where it has no feature dimension that we know of."""
-        if value is None or value.ndim not in (2, 3, 4):
+        """Return the layout of an output, None where its feature dimension is not known."""
+        if not self.active or value is None:
             return None
         if value.ndim == 2:
             return "NC"
-        if value.ndim == 3:
-            return "NTC"
-        if name is not None and name in self._stages:
+        if value.ndim == 4 and name is not None and name in self._stages:
             return self._stage_format
-        return "NHWC" if self.channels_last else "NCHW"
+        channel = self.channel(value)
+        return None if channel is None else _LETTERS.get((value.ndim, channel))
 
 
 def stage_names(model: nn.Module) -> frozenset[str]:
@@ -94,5 +111,65 @@ def stage_names(model: nn.Module) -> frozenset[str]:
         return frozenset()
 
 
-def _is_single(shape: Any) -> bool:
+def _over_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    shape = args[1] if len(args) > 1 else kwargs.get("normalized_shape")
     return isinstance(shape, int) or (hasattr(shape, "__len__") and len(shape) == 1)
+
+
+def _moved_with(before: torch.Size, channel: int, after: torch.Size) -> int | None:
+    """Return where the feature dimension is after an operation known only by its shapes."""
+    size = before[channel]
+    rest_before = (*before[:channel], *before[channel + 1 :])
+    if len(after) == len(before) and rest_before == (*after[:channel], *after[channel + 1 :]):
+        return channel  # joined or cut along the features
+    if len(after) == len(before) and after[channel] == size:
+        return channel
+    if channel == len(before) - 1 and len(after) >= 2 and after[-1] == size:
+        return len(after) - 1
+    if channel == 1 and len(after) >= 2 and after[0] == before[0] and after[1] == size:
+        return 1
+    return None
+
+
+def _permuted(source: Tensor, channel: int, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    dims = kwargs.get("dims", rest[0] if len(rest) == 1 and not isinstance(rest[0], int) else rest)
+    places = [int(d) % source.ndim for d in dims]
+    return places.index(channel) if channel in places else None
+
+
+def _transposed(source: Tensor, channel: int, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    dims = [d % source.ndim for d in (*rest, *kwargs.values()) if isinstance(d, int)]
+    if len(dims) != 2:
+        return None
+    return {dims[0]: dims[1], dims[1]: dims[0]}.get(channel, channel)
+
+
+def _moved(source: Tensor, channel: int, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    named = (*rest, *(kwargs[key] for key in ("source", "destination") if key in kwargs))
+    if len(named) != 2:
+        return None
+    # a tensor of no elements, whose sizes are the dimensions' numbers, tells where each one goes
+    marked = torch.empty(tuple(range(source.ndim)), device="meta").movedim(*named)
+    return list(marked.shape).index(channel)
+
+
+def _swapped_last(source: Tensor, channel: int, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    last = source.ndim - 1
+    return {last: last - 1, last - 1: last}.get(channel, channel)
+
+
+def _flattened(source: Tensor, channel: int, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    start = kwargs.get("start_dim", rest[0] if rest else 0) % source.ndim
+    end = kwargs.get("end_dim", rest[1] if len(rest) > 1 else -1) % source.ndim
+    if channel < start:
+        return channel
+    return channel - (end - start) if channel > end else None
+
+
+_MOVES = {
+    "permute": _permuted,
+    **dict.fromkeys(("transpose", "transpose_", "swapaxes", "swapdims"), _transposed),
+    **dict.fromkeys(("movedim", "moveaxis"), _moved),
+    **dict.fromkeys(("mT", "adjoint"), _swapped_last),
+    "flatten": _flattened,
+}

@@ -225,6 +225,12 @@ class Vocabulary:
                 name = getattr(what, "__name__", "") or type(what).__name__
                 self.functions[what] = Operation(kind, site_function_name(name), _signature_of(what, None))
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The op kinds there are."""
+        of_modules = {kind.kind for kind in self._taught.values()}
+        return frozenset({op.kind for op in self.functions.values()} | of_modules | {"other"}) - {"hardtanh"}
+
     def module_kind(self, cls: type) -> ModuleKind | None:
         """Return what a module class is (the most derived class known decides), None for a composite."""
         self._resolve()

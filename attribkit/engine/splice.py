@@ -85,17 +85,22 @@ class Splicer:
         )
         return pending, replaced
 
-    def finish(self, pending: Splice, output: Any) -> tuple[Any, bool]:
+    def finish(self, pending: Splice, output: Any, *, whole: bool = False) -> tuple[Any, bool]:
         """Return the output with its differentiable tensors in the model's graph, and whether there are any.
 
         Raises
         ------
         MethodError
-            The operation changes an input in place and returns something else.
+            The operation changes an input in place and returns something else, or hides its tensors in an object.
         """
         leaves, spec = tree_flatten(output)
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if not places:
+            if whole and not any(isinstance(leaf, Tensor) for leaf in leaves):
+                raise MethodError(
+                    f"{pending.call.layer!r} is attached to {pending.call.name!r}, which returns a "
+                    f"{type(output).__name__} with no tensor in sight; attach to the sites inside it"
+                )
             return output, False
         results = tuple(leaves[i] for i in places)
         changed = [t._version != v for t, v in zip(pending.inputs, pending.versions, strict=True)]
@@ -138,6 +143,14 @@ def first_tensor(tree: Any) -> Tensor | None:
     else:
         return None
     return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+
+
+def function_name(function: Any) -> str:
+    """Return a torch function's name; that of the property where the function reads one (``Tensor.mT``)."""
+    name = getattr(function, "__name__", "")
+    if name == "__get__":
+        return getattr(getattr(function, "__self__", None), "__name__", name)
+    return str(name)
 
 
 def is_in_place(operation: Operation | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

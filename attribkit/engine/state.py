@@ -13,6 +13,9 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from attribkit.engine.guard import same_tensors
+from attribkit.engine.intercept import paused_walks
+
 _lock = threading.RLock()
 # module -> [calls under way, its training flag before the first of them]; entries live only while a call does
 _in_eval: dict[nn.Module, list[Any]] = {}
@@ -88,43 +91,6 @@ def _accelerator(device: torch.device) -> Any:
 
 
 @contextmanager
-def same_tensors(model: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """Put back buffers that a forward pass changed or replaced, and what was set on parameters and inputs.
-
-    Buffers are copied (statistics are small); parameters are not, since no forward pass writes to them.
-    """
-    buffers = [(module, name, value) for module in model.modules() for name, value in module._buffers.items()]
-    copies = [value.detach().clone() if value is not None and not value.is_meta else None for _, _, value in buffers]
-    versions = [_version(value) for _, _, value in buffers]
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    inputs_requires_grad, inputs_grad = inputs.requires_grad, inputs.grad if inputs.is_leaf else None
-    try:
-        yield
-    finally:
-        for (module, name, value), copy, version in zip(buffers, copies, versions, strict=True):
-            if module._buffers.get(name) is not value:
-                module._buffers[name] = value
-            if value is not None and copy is not None and (version is None or _version(value) != version):
-                with torch.inference_mode(value.is_inference()), torch.no_grad():
-                    if not torch.equal(value, copy):
-                        value.copy_(copy)
-        for parameter, requires_grad, grad in parameters:
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
-            if parameter.grad is not grad:
-                parameter.grad = grad
-        if inputs.is_leaf:
-            if inputs.requires_grad != inputs_requires_grad:
-                inputs.requires_grad_(inputs_requires_grad)
-            if inputs.grad is not inputs_grad:
-                inputs.grad = inputs_grad
-
-
-def _version(value: Tensor | None) -> int | None:
-    return None if value is None or value.is_inference() else value._version
-
-
-@contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
     """Run compiled modules as they were written, so that their operations can be seen."""
     compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
@@ -190,6 +156,7 @@ def pristine(model: nn.Module, inputs: Tensor) -> Iterator[None]:
     """
     with ExitStack() as stack:
         grad = torch.is_grad_enabled()
+        stack.enter_context(paused_walks())
         stack.enter_context(torch.inference_mode(False))
         stack.callback(torch.set_grad_enabled, grad)
         stack.enter_context(torch.enable_grad())

@@ -23,7 +23,7 @@ from attribkit.engine.ops import ModuleKind, Operation, Vocabulary, has_forward_
 from attribkit.engine.sites import Names, Site, unknown_layer
 from attribkit.engine.splice import Splice, Splicer, first_tensor, pool_with_switches
 from attribkit.engine.table import Table
-from attribkit.errors import MethodError
+from attribkit.errors import InputError, MethodError
 
 
 class StopForward(BaseException):
@@ -40,6 +40,7 @@ class _Frame:
     known: ModuleKind | None
     whole: bool
     claimable: bool
+    layer: InverseLayer | None = None
     pending: Splice | None = None
     site: Site | None = None
 
@@ -81,6 +82,8 @@ class Walk:
         Names of the module calls or sites whose outputs to catch.
     stop
         Whether the forward pass may end once all of them are caught.
+    layouts
+        Whether to note every site's layout (that of ``layers`` is noted in any case).
 
     Attributes
     ----------
@@ -103,6 +106,7 @@ class Walk:
         *,
         layers: Iterable[str | None] = (),
         stop: bool = False,
+        layouts: bool = False,
     ) -> None:
         self.model = model
         self.table = table if table is not None else Table({})
@@ -115,12 +119,13 @@ class Walk:
         self.complete = False
         self._image: tuple[int, ...] | None = None
         self.paths = {module: path for path, module in model.named_modules()}
-        self.layouts = Layouts(model)
+        self.layouts = Layouts(model, active=layouts or bool(self.layers))
         self._names = Names(set(self.paths.values()))
         self._stack: list[_Frame] = []
         self._thread = threading.get_ident()
         self.splicer = Splicer()
         self._probed: dict[nn.Module, bool] = {}
+        self._hidden: dict[str, str] = {}
         self._interceptor: Interceptor | None = None
         self._live = False
 
@@ -137,6 +142,9 @@ class Walk:
         self._image = tuple(first.shape[-2:]) if first is not None and first.ndim == 4 else None
         # with gradients a site counts as rewritten when it is; without them, as what the table says
         self._live = grad and any(isinstance(t, Tensor) and t.requires_grad for t in (*args, *kwargs.values()))
+        for tensor in args[:1]:
+            if isinstance(tensor, Tensor) and tensor.ndim >= 2:
+                self.layouts.set(tensor, 1)
         interceptor = self._interceptor = Interceptor(self)
         try:
             with self._hooked(), interceptor:
@@ -167,13 +175,21 @@ class Walk:
 
     def catch(self, layer: str) -> Capture:
         """Return what was caught at a layer; `UnknownNameError` where the forward pass never called it."""
-        if layer not in self.captured:
-            raise unknown_layer(layer, self.names())
-        return self.captured[layer]
+        if layer in self.captured:
+            return self.captured[layer]
+        if layer in self._hidden:
+            whole = self._hidden[layer] or type(self.model).__name__
+            raise InputError(f"layer {layer!r} is inside {whole!r}, which is one operation as a whole here")
+        if layer in self.shapes:
+            raise InputError(f"layer {layer!r} returns no floating-point tensor: there are no units in it")
+        raise unknown_layer(layer, self.names())
 
     def names(self) -> list[str]:
         """Return every name a layer can be asked for by: module calls and functional sites."""
         return list(self.shapes)
+
+    def _is_paused(self) -> bool:
+        return self._interceptor is None or self._interceptor.paused
 
     def _where(self) -> str:
         return next((frame.name for frame in reversed(self._stack) if frame.name), "")
@@ -205,7 +221,7 @@ class Walk:
 
     def _enter(self, module: nn.Module, *call: Any) -> Any:
         # Another thread can catch a hook between its registration and torch's note that it takes keywords: gate first.
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self._thread or self._is_paused():
             return None
         args, kwargs = call
         path = self.paths[module]
@@ -221,19 +237,23 @@ class Walk:
         )
         self._stack.append(frame)
         if inside_whole:
+            self._hidden.setdefault(path, next(f.name for f in reversed(self._stack) if f.name or f is self._stack[0]))
             return None
         if frame.claimable and self._is_opaque_rectifier(module, known, args, kwargs):
             frame.whole, frame.claimable = True, False
         if frame.claimable:
             return None
-        layer = self._layer_for_module(frame)
+        layer = frame.layer = self._layer_for_module(frame)
         if layer is None:
             return None
         frame.whole = True
         kind = known.kind if known is not None else "other"
         with torch._C.DisableTorchFunction():  # our own tensor calls are no sites
-            leaves, spec = tree_flatten((args, kwargs))
-            pending, leaves = self.splicer.prepare(frame.name, kind, module, layer, leaves, dict)
+            originals, spec = tree_flatten((args, kwargs))
+            pending, leaves = self.splicer.prepare(frame.name, kind, module, layer, originals, dict)
+            for original, alias in zip(originals, leaves, strict=True):
+                if alias is not original:
+                    self.layouts.inherit([original], alias)
         frame.pending = pending
         return tree_unflatten(leaves, spec) if pending is not None else None
 
@@ -252,7 +272,7 @@ class Walk:
         return found
 
     def _leave(self, module: nn.Module, *call: Any) -> Any:
-        if threading.get_ident() != self._thread or not self._stack:
+        if threading.get_ident() != self._thread or not self._stack or self._is_paused():
             return None
         output = call[-1]
         while self._stack:  # frames above this one belong to calls whose exception the model caught
@@ -266,9 +286,11 @@ class Walk:
         with torch._C.DisableTorchFunction():  # our own tensor calls are no sites
             replaced = None
             if frame.pending is not None:
-                output, attached = self.splicer.finish(frame.pending, output)
+                output, attached = self.splicer.finish(frame.pending, output, whole=True)
                 replaced = output if attached else None
             value = first_tensor(output)
+            if frame.whole and self.layouts.active and value is not None and self.layouts.channel(value) is None:
+                self.layouts.inherit(tree_flatten(call[:-1])[0], value)
             if frame.site is not None:  # what the module returns, which may be the operation's result rearranged
                 frame.site.output_shape, frame.site.layout = _shape_of(value), self.layouts.of(value)
             if frame.name or frame.module is self.model:
@@ -282,12 +304,11 @@ class Walk:
     def _record_module(self, frame: _Frame, value: Tensor | None, *, attached: bool) -> None:
         """Record a module that is one site as a whole; sites inside it are not sites of their own."""
         known = frame.known
-        if not frame.whole or (known is None and frame.pending is None):
+        if not frame.whole or (known is None and frame.layer is None):
             return
         kind = known.kind if known is not None else "other"
         if kind == "hardtanh":
             kind = "rectifier" if getattr(frame.module, "min_val", None) == 0 else "gate"
-        layer = self._layer_for_module(frame)
         shape = _shape_of(value)
         self.sites.append(
             Site(
@@ -298,7 +319,7 @@ class Walk:
                 input_shape=tuple(frame.pending.call.input_shapes[0]) if frame.pending is not None else shape,
                 output_shape=shape,
                 layout=self.layouts.of(value),
-                inverse_layer=layer if attached or not self._live else None,
+                inverse_layer=frame.layer if attached or not self._live else None,
                 detached=self._is_detached(value),
             )
         )
@@ -348,7 +369,7 @@ class Walk:
             self.splicer.rescue(operation, function, args, kwargs)
             output = function(*args, **kwargs)
         value = first_tensor(output)
-        self.layouts.after(kind, operation.name, args, value)
+        self.layouts.after(kind, operation.name, args, kwargs, value)
         site = Site(
             name,
             kind,
