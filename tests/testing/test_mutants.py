@@ -1,0 +1,49 @@
+"""The kit bites: every mutant is caught by the check named for it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from mutants import MUTANTS
+
+from attribkit.testing import all_checks, checks_for, run_check, run_checks
+
+EXAMPLES = int(os.environ.get("MUTANT_EXAMPLES", "25"))
+WHOLE_KIT = bool(os.environ.get("MUTANTS_WHOLE_KIT"))
+
+
+@pytest.fixture(autouse=True)
+def grad_mode():
+    yield
+    torch.set_grad_enabled(True)  # a mutant's own fault must not reach other tests
+
+
+def test_there_are_enough():
+    assert len(MUTANTS) >= 25
+    assert {mutant.caught_by for mutant in MUTANTS.values()} <= set(all_checks())
+
+
+def test_every_check_catches_a_mutant():
+    assert set(all_checks()) - {mutant.caught_by for mutant in MUTANTS.values()} == set()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught_by_its_check(name):
+    mutant = MUTANTS[name]
+    with mutant.make() as method:
+        assert mutant.caught_by in [check.name for check in checks_for(method)], "the method is not held to that check"
+        result = run_check(all_checks()[mutant.caught_by], method, examples=EXAMPLES, shrink=False)
+    assert result.status == "failed"
+    assert result.message
+
+
+@pytest.mark.skipif(not WHOLE_KIT, reason="the whole kit on every mutant: make mutants")
+@pytest.mark.parametrize("name", MUTANTS)
+def test_whole_kit_on(name):
+    with MUTANTS[name].make() as method:
+        results = run_checks(method, examples=EXAMPLES, shrink=False)
+    failed = [result.check for result in results if result.status == "failed"]
+    print(f"\n{name}: {', '.join(failed)}")
+    assert MUTANTS[name].caught_by in failed
