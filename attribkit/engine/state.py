@@ -90,16 +90,39 @@ def _accelerator(device: torch.device) -> Any:
     return module if module is not None and hasattr(module, "get_rng_state") else None
 
 
+class _Stance:
+    """The compiler's stance while calls of ours are under way; it belongs to the whole process."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.taken: Any = None
+
+
+_stance = _Stance()
+
+
 @contextmanager
-def eager(model: nn.Module) -> Iterator[None]:
-    """Run compiled modules as they were written, so that their operations can be seen."""
-    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
-    compiled = compiled or any(hasattr(module, "_orig_mod") for module in model.modules())
-    if not compiled:
+def eager() -> Iterator[None]:
+    """Run compiled code as it was written, so that its operations can be seen.
+
+    A model may call a compiled function from anywhere, so no look at its modules could rule one out. Of several calls
+    at once the first takes the stance and the last puts back the one before.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    with _lock:
+        if not _stance.users:
+            _stance.taken = torch.compiler.set_stance("force_eager")
+        _stance.users += 1
+    try:
         yield
+    finally:
+        with _lock:
+            _stance.users -= 1
+            if not _stance.users:
+                taken, _stance.taken = _stance.taken, None
+                taken.__exit__(None, None, None)
 
 
 class _Straight:
@@ -163,6 +186,6 @@ def pristine(model: nn.Module, inputs: Tensor) -> Iterator[None]:
         stack.enter_context(same_generators(inputs.device))
         stack.enter_context(same_tensors(model, inputs))
         stack.enter_context(eval_mode(model))
-        stack.enter_context(eager(model))
+        stack.enter_context(eager())
         stack.enter_context(straight_through_checkpoints())
         yield
