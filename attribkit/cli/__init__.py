@@ -16,6 +16,8 @@ _COMMANDS = {
     "methods": "attribkit.cli.methods:methods",
     "inspect": "attribkit.cli.inspect_:inspect_",
     "plugins": "attribkit.cli.plugins:plugins",
+    "check": "attribkit.cli.check:check",
+    "new-plugin": "attribkit.cli.new_plugin:new_plugin",
 }
 
 

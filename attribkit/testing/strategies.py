@@ -137,7 +137,12 @@ class _Draft:
         return self.add("conv", x, channels=channels, **kept)
 
     def _rectifier(self, x: int) -> int:
-        return self.add(self.draw(st.sampled_from(self.rectifiers)), x) if self.rectifiers else self._conv(x)
+        if not self.rectifiers:
+            return self._conv(x)
+        # ReLU most often, and often the one used before: that is how models are, and what reusing one module takes
+        used = [each.kind for each in self.ops if each.kind in self.rectifiers][-1:]
+        choices = (*self.rectifiers, *("relu",) * 6, *used * 6)
+        return self.add(self.draw(st.sampled_from([each for each in choices if each in self.rectifiers])), x)
 
     def _conv_rectifier(self, x: int) -> int:
         return self._rectifier(self._conv(x))
@@ -237,6 +242,8 @@ class _Draft:
             flat = self.add("mean", x)
         else:
             flat = self.add("flatten", x)
+        if "dropout" not in self.without and self.draw(st.integers(0, 3)) == 3:
+            flat = self.add("dropout", flat)
         if self.rectifiers and "rectifier" not in self.without and self.draw(st.integers(0, 3)) == 3:
             flat = self._rectifier(self.add("linear", flat, features=4))
         self.add("linear", flat, features=classes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
@@ -13,7 +14,8 @@ from right_methods import InputXGradient, RandomMasks
 from torch import nn
 
 import attribkit as ak
-from attribkit.builtin import deconvnet, gradient, guided_backprop, occlusion
+from attribkit import targets
+from attribkit.builtin import occlusion
 from attribkit.builtin.deconvnet import Deconvnet
 from attribkit.builtin.gradient import Gradient
 from attribkit.builtin.guided_backprop import GuidedBackprop
@@ -677,22 +679,25 @@ def engine_knows_only_relu() -> Iterator[ak.Method]:
 def engine_forgets_in_place_operations() -> Iterator[ak.Method]:
     # what a layer kept is overwritten by the operation that follows
     with (
-        mock.patch.object(splice, "is_in_place", lambda *call: False),
+        mock.patch.object(splice, "is_in_place", return_value=False),
         mock.patch.object(inverse.Kept, "get", lambda self, what: self.tensor),
     ):
-        yield guided_with(lambda signal, site: site.plain(signal.clamp(min=0)) * (1 + site.input.abs()))
+        yield guided_with(lambda signal, site: signal.clamp(min=0) * (1 + (site.input < 0)))
 
 
 @caught_by("check_model_untouched")
 def engine_leaves_hooks() -> Iterator[ak.Method]:
-    with mock.patch.object(torch.utils.hooks.RemovableHandle, "remove", lambda self: None):
-        with mock.patch.object(walk.Walk, "_sweep", lambda self: None):
-            yield Gradient()
+    with (
+        mock.patch.object(torch.utils.hooks.RemovableHandle, "remove", return_value=None),
+        mock.patch.object(walk.Walk, "_sweep", return_value=None),
+    ):
+        yield Gradient()
 
 
 @caught_by("check_equals_deconvnet")
-def engine_catches_a_unit_by_reference() -> Iterator[ak.Method]:
-    with mock.patch.object(torch.Tensor, "clone", lambda self, **kw: self.view_as(self)):
+def engine_starts_beside_the_unit() -> Iterator[ak.Method]:
+    original = targets.unit_mask
+    with mock.patch.object(targets, "unit_mask", lambda *call: original(*call).roll(1, -1)):
         yield Deconvnet()
 
 
@@ -710,7 +715,17 @@ def engine_adds_up_the_batch() -> Iterator[ak.Method]:
 
 @caught_by("check_threads")
 def engine_hooks_act_in_every_thread() -> Iterator[ak.Method]:
-    with mock.patch.object(walk.threading, "get_ident", lambda: 1):
+    def ungated(original):
+        def hook(self, *call):
+            self._thread = threading.get_ident()
+            return original(self, *call)
+
+        return hook
+
+    with (
+        mock.patch.object(walk.Walk, "_enter", ungated(walk.Walk._enter)),
+        mock.patch.object(walk.Walk, "_leave", ungated(walk.Walk._leave)),
+    ):
         yield GuidedBackprop()
 
 
@@ -718,7 +733,7 @@ def engine_hooks_act_in_every_thread() -> Iterator[ak.Method]:
 def front_door_without_eval_mode() -> Iterator[ak.Method]:
     from attribkit import api
 
-    with mock.patch.object(api, "pristine", lambda model, inputs: torch.enable_grad()):
+    with mock.patch.object(api, "pristine", side_effect=lambda model, inputs: torch.enable_grad()):
         yield Plain()
 
 
@@ -729,13 +744,7 @@ def saved_in_half_precision() -> Iterator[ak.Method]:
     original = Attribution.save
 
     def save(self, path):
-        self.values = self.values.half().to(self.values.dtype)
-        values, self.values = self.values, self.values.half().to(self.values.dtype)
-        original(self, path)
-        self.values = values
+        original(replace(self, values=self.values.half().to(self.values.dtype)), path)
 
     with mock.patch.object(Attribution, "save", save):
         yield Plain()
-
-
-__all__ = ["MUTANTS", "Mutant", "deconvnet", "gradient", "guided_backprop"]

@@ -35,6 +35,7 @@ def test_mutant_is_caught_by_its_check(name):
     with mutant.make() as method:
         assert mutant.caught_by in [check.name for check in checks_for(method)], "the method is not held to that check"
         result = run_check(all_checks()[mutant.caught_by], method, examples=EXAMPLES, shrink=False)
+    print(result.message)
     assert result.status == "failed"
     assert result.message
 
