@@ -147,7 +147,7 @@ def test_a_zero_reference_is_a_failure():
 
 
 def test_a_journal_goes_on_where_it_was(tmp_path):
-    journal = Journal(tmp_path / "deep" / "meta.jsonl")
+    journal = Journal(tmp_path / "deep" / "real.jsonl")
     assert journal.read() == {}
     journal.add({"name": "a", "failures": ["once"]})
     journal.add({"name": "b", "failures": []})

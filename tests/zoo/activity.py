@@ -30,11 +30,15 @@ INLINE = {
     **dict.fromkeys(("pow", "square", "rpow"), "pow"),
     **{name: name for name in ("threshold", "hardshrink", "softshrink", "abs", "exp", "exp2", "expm1", "log", "log1p")},
     **{name: name for name in ("log2", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "erf", "erfc", "atan", "where")},
-    **{name: name for name in ("maximum", "minimum", "amax", "amin", "logsumexp")},
+    **{name: name for name in ("maximum", "minimum", "max", "min", "amax", "amin", "logsumexp", "var", "std")},
+    "linalg_vector_norm": "norm",
+    "norm": "norm",
+    "var_mean": "var",
+    "std_mean": "std",
 }
 # Sites that are several operations of ATen's each: a norm's root, attention's softmax, a recurrent layer's gates.
 SEVERAL = {
-    "norm": {"pow", "rsqrt", "sqrt", "clamp", "reciprocal"},
+    "norm": {"pow", "rsqrt", "sqrt", "clamp", "reciprocal", "norm", "var"},
     "contrast_norm": {"pow", "clamp"},
     "attention": {"softmax"},
     **{op: {"gate"} for op in ("LSTM", "GRU", "lstm()", "gru()")},

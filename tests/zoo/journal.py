@@ -16,15 +16,18 @@ import attribkit
 Record = dict[str, Any]
 
 
-def versions() -> dict[str, str]:
-    """Return what a result depends on: the versions, and a digest of attribkit's and the zoo's own sources."""
+SOURCES = {"meta": ["activity", "meta", "names"], "real": ["meta", "names", "real", "../oracle"]}
+
+
+def versions(part: str) -> dict[str, str]:
+    """Return what a part's results depend on: the versions, and a digest of attribkit's sources and of the zoo's own."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
     package = Path(attribkit.__file__).parent
     sources = [p for part in ("engine", "builtin") for p in (package / part).glob("*.py")]
     sources += [package / f"{name}.py" for name in ("api", "method", "targets")]
-    sources += [here.parent / "oracle.py", *(here / f"{name}.py" for name in ("names", "activity", "meta", "real"))]
-    for source in sorted(sources):
+    sources += [here / f"{name}.py" for name in SOURCES[part]]
+    for source in sorted(sources, key=lambda source: source.name):
         digest.update(source.name.encode() + source.read_bytes())
     return {"timm": timm.__version__, "torch": torch.__version__, "sources": digest.hexdigest()[:12]}
 
@@ -35,7 +38,7 @@ class Journal:
     Parameters
     ----------
     path
-        The file; its folder is made.
+        The file, called after its part; its folder is made.
     any_sources
         Whether results of other sources of the same timm and torch count too.
     """
@@ -43,7 +46,7 @@ class Journal:
     def __init__(self, path: Path, *, any_sources: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.versions = versions()
+        self.versions = versions(path.stem)
         self.compared = ["timm", "torch"] + ([] if any_sources else ["sources"])
 
     def read(self) -> dict[str, Record]:
