@@ -20,7 +20,7 @@ SOURCES = {"meta": ["activity", "meta", "names"], "real": ["meta", "names", "rea
 
 
 def versions(part: str) -> dict[str, str]:
-    """Return what a part's results depend on: the versions, and a digest of attribkit's sources and of the zoo's own."""
+    """Return what a part's results depend on: versions, and a digest of attribkit's sources and of the zoo's own."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
     package = Path(attribkit.__file__).parent
