@@ -23,7 +23,16 @@ from attribkit.engine.outputs import observe
 from attribkit.engine.state import pristine
 from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk
-from attribkit.errors import CoverageError, CoverageWarning, InputError, InputTypeError, MethodError, as_int
+from attribkit.errors import (
+    CoverageError,
+    CoverageWarning,
+    InputError,
+    InputTypeError,
+    MethodError,
+    as_int,
+    did_you_mean,
+    is_int,
+)
 from attribkit.method import InverseMethod, Method
 from attribkit.plugins import MethodEntry, manager
 from attribkit.targets import PendingTarget, Target, Unit
@@ -303,7 +312,7 @@ class _Part:
 def _explain(
     model: nn.Module, inputs: Tensor, method: Method, pending: PendingTarget, options: dict[str, Any]
 ) -> _Part:
-    if _is_table(method) and not options:
+    if _is_table(method):
         # a table's own forward pass resolves the target too: no pass is spent on it
         found = invert(model, inputs, pending, method.table(), unit_signal=method.unit_signal)
         if found.target is None:
@@ -313,14 +322,19 @@ def _explain(
         observed = observe(model, inputs.detach().clone(), pending.layer, pending.forward_kwargs)
         target = pending.resolve(observed, model)
         scores = target.read(observed).detach()
-    returned = method.attribute(model, inputs.clone() if inputs.is_inference() else inputs.detach(), target, **options)
+    # a copy: what a method does to its inputs is its own affair
+    returned: Any = method.attribute(model, inputs.detach().clone(), target, **options)
+    if isinstance(returned, tuple) and len(returned) != 2:
+        raise MethodError(
+            f"method {method.name!r} returned {len(returned)} things; a map, or a map and a dict of extras"
+        )
     values, extras = returned if isinstance(returned, tuple) else (returned, {})
+    if not isinstance(extras, dict) or not all(isinstance(value, Tensor) for value in extras.values()):
+        raise MethodError(f"method {method.name!r} returned extras that are no dict of tensors")
     if not isinstance(values, Tensor) or values.shape != inputs.shape:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise MethodError(f"method {method.name!r} returned {got} for inputs of shape {tuple(inputs.shape)}")
     values = values.detach().to(device=inputs.device, dtype=inputs.dtype)
-    if values.untyped_storage().data_ptr() == inputs.untyped_storage().data_ptr():
-        values = values.clone()
     return _Part(values, scores, target, {key: value.detach() for key, value in extras.items()})
 
 
@@ -335,9 +349,12 @@ def _coverage(method: Method, log: coverage.Log) -> coverage.Coverage:
 
 def _warn_if_plain(method: Method, log: coverage.Log, *, strict: bool) -> None:
     """Say that a method with a table met nothing to rewrite: its result is the plain gradient."""
-    has_table = isinstance(method, InverseMethod) and bool(method.table())
-    if has_table and log.applies and log.complete and log.rewritten == 0:
+    if not isinstance(method, InverseMethod) or not method.table():
+        return
+    if log.applies and log.complete and log.rewritten == 0:
         message = f"{method.name} met none of the operations it rewrites: the result equals the plain gradient"
+        for kind in method.table().kinds.keys() - vocabulary().kinds:
+            message += f"; {kind!r} is no op kind, {did_you_mean(kind, vocabulary().kinds)}"
         if strict:
             raise CoverageError(message)
         warnings.warn(message, CoverageWarning, stacklevel=3)

@@ -226,14 +226,13 @@ def provenance(model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     """Return what a result should remember of how it was made."""
     return {
         "model": type(model).__name__,
-        "options": {name: value if _plain(value) else repr(value) for name, value in options.items()},
+        "options": {name: _plain(value) for name, value in options.items()},
         "versions": {"attribkit": __version__, "torch": torch.__version__},
     }
 
 
-def _plain(value: Any) -> bool:
-    return (
-        value is None
-        or isinstance(value, (bool, int, float, str))
-        or (isinstance(value, (list, tuple)) and all(map(_plain, value)))
-    )
+def _plain(value: Any) -> Any:
+    """Return what JSON keeps as it is: numbers, strings and lists of them; anything else by its repr."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else repr(value)

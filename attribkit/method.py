@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from attribkit.engine.inverse import InverseLayer
-from attribkit.engine.invert import invert, vocabulary
+from attribkit.engine.invert import invert
 from attribkit.engine.table import Table
 
 if TYPE_CHECKING:
@@ -101,12 +101,10 @@ class InverseMethod(Method):
 
         Raises
         ------
-        UnknownNameError
-            A bare string is no op kind.
         InputTypeError
             A key or a value of ``inverse_layers`` is of a wrong type.
         """
-        return Table(self.inverse_layers, vocabulary().kinds)
+        return Table(self.inverse_layers)
 
     def attribute(self, model: nn.Module, inputs: Tensor, target: Target, **options: Any) -> Tensor:
         """Return the map [N, C, H, W]: one forward pass, one way back through the table."""

@@ -153,21 +153,22 @@ class _Observer:
                 found["score"] = target.read(logits.softmax(1), index)
         if walk is not None and self.unit_layer is not None:
             captured = walk.catch(self.unit_layer)
-            found["unit"] = self._activity(captured.value, captured.layout or "NC", index, first)
+            if captured.layout is None:
+                raise InputError(f"occlusion unit_layer {self.unit_layer!r}: its feature dimension is not known")
+            found["unit"] = self._activity(captured.value, captured.layout, index, first)
         return found
 
     def _activity(self, value: Tensor, layout: str, index: Tensor, first: bool) -> Tensor:
         channels = value.shape[layout.index("C")]
+        totals = value.movedim(layout.index("C"), 1).flatten(2).sum(2) if value.ndim > 2 else value
         if first:
             if self.unit_channel is not None and not 0 <= self.unit_channel < channels:
                 raise InputError(
                     f"unit_channel {self.unit_channel} is out of range: {self.unit_layer!r} has {channels} channels"
                 )
-            totals = value.movedim(layout.index("C"), 1).flatten(2).sum(2) if value.ndim > 2 else value
             self.channels = totals.argmax(1)
         if self.unit_channel is not None or self.channels is None:
             return select(value, self.unit_channel or 0, layout).sum(1)
-        totals = value.movedim(layout.index("C"), 1).flatten(2).sum(2) if value.ndim > 2 else value
         return totals.gather(1, self.channels[index.to(self.channels.device)][:, None])[:, 0]
 
 

@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from attribkit.engine.splice import function_name
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from attribkit.engine.ops import Vocabulary
     from attribkit.engine.walk import Walk
 
@@ -72,7 +77,28 @@ class Interceptor(TorchFunctionMode):
         return output
 
 
-class Probe(TorchFunctionMode):
+def calls_a_rectifier(module: nn.Module, vocabulary: Vocabulary, args: Any, kwargs: Any) -> bool:
+    """Run a module on copies of its arguments and tell whether it calls a rectifier function.
+
+    Parameters
+    ----------
+    module
+        A small one: it runs once more.
+    vocabulary
+        Says what a rectifier is.
+    args, kwargs
+        What it is about to be called with.
+    """
+    leaves, spec = tree_flatten((args, kwargs))
+    copies = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    own_args, own_kwargs = tree_unflatten(copies, spec)
+    probe = _Probe(vocabulary)
+    with paused_walks(), torch.no_grad(), probe:
+        module.forward(*own_args, **own_kwargs)
+    return probe.found
+
+
+class _Probe(TorchFunctionMode):
     """Notes whether a rectifier function is called."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:

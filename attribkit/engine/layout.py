@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class Layouts:
 
     def channel(self, tensor: Tensor) -> int | None:
         """Return a tensor's feature dimension, None where it is not known."""
-        found: int | None = self._channel.get(tensor)
+        found: int | None = self._channel.get(tensor)  # type: ignore[no-untyped-call]
         return found
 
     def inherit(self, sources: Iterable[Any], tensor: Tensor | None) -> None:
@@ -75,7 +75,7 @@ class Layouts:
         elif kind == "linear" or (name in _OVER_LAST and _over_one(args, kwargs)) or name.startswith("multi_head"):
             self._channel[value] = value.ndim - 1
         elif name in _UNKNOWN_AFTER:
-            self._channel.pop(value, None)
+            self._channel.pop(value, None)  # type: ignore[no-untyped-call]
         elif name in _MOVES:
             source = args[0] if args else None
             channel = self.channel(source) if isinstance(source, Tensor) else None
@@ -113,7 +113,7 @@ def stage_names(model: nn.Module) -> frozenset[str]:
 
 def _over_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     shape = args[1] if len(args) > 1 else kwargs.get("normalized_shape")
-    return isinstance(shape, int) or (hasattr(shape, "__len__") and len(shape) == 1)
+    return isinstance(shape, int) or (isinstance(shape, Sequence) and len(shape) == 1)
 
 
 def _moved_with(before: torch.Size, channel: int, after: torch.Size) -> int | None:

@@ -81,6 +81,10 @@ def _adaptive(input, output_size, return_indices=False): ...  # type: ignore[no-
 def _batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True): ...  # type: ignore[no-untyped-def]
 def _softmax(input, dim, dtype=None): ...  # type: ignore[no-untyped-def]
 def _binary(input, other, *, alpha=1): ...  # type: ignore[no-untyped-def]
+def _product(input, other): ...  # type: ignore[no-untyped-def]
+def _matmul(input, other): ...  # type: ignore[no-untyped-def]
+def _mean(input, dim=None, keepdim=False, *, dtype=None): ...  # type: ignore[no-untyped-def]
+def _flatten(input, start_dim=0, end_dim=-1): ...  # type: ignore[no-untyped-def]
 def _cat(tensors, dim=0): ...  # type: ignore[no-untyped-def]
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False): ...  # type: ignore[no-untyped-def]
 # fmt: on
@@ -111,16 +115,17 @@ _ROWS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("norm", "layer_norm group_norm instance_norm rms_norm normalize", None),
     ("contrast_norm", "local_response_norm", None),
     ("sum", "add add_ sub sub_ __rsub__ rsub", _binary),
-    ("product", "mul mul_ multiply multiply_", _binary),
+    ("product", "mul mul_ multiply multiply_", _product),
     ("concat", "cat concat concatenate stack", _cat),
     ("attention", "scaled_dot_product_attention", _attention),
     ("attention", "multi_head_attention_forward", None),
     ("recurrent", "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", None),
     ("dropout", "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_", None),
-    ("matmul", "matmul bmm mm addmm baddbmm einsum __rmatmul__", None),
+    ("matmul", "matmul bmm mm", _matmul),
+    ("matmul", "addmm baddbmm einsum __rmatmul__", None),
     ("resample", "interpolate upsample grid_sample pixel_shuffle pixel_unshuffle pad", None),
-    ("mean", "mean", None),
-    ("flatten", "flatten", None),
+    ("mean", "mean", _mean),
+    ("flatten", "flatten", _flatten),
     (
         "nonlinear",
         "clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ clip clip_ threshold threshold_ hardshrink softshrink "

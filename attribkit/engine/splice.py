@@ -28,6 +28,20 @@ class Splice:
     versions: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class FunctionCall:
+    """A call of a known function, about to run."""
+
+    operation: Operation
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self) -> Any:
+        """Run it as it is."""
+        return self.function(*self.args, **self.kwargs)
+
+
 class Splicer:
     """Splices the operations of one walk and guards the tensors kept for their inverse layers."""
 
@@ -38,6 +52,47 @@ class Splicer:
     def clear(self) -> None:
         """Forget the kept tensors: from here on nothing can change them unseen."""
         self._kept.clear()
+
+    def run(
+        self, name: str, kind: str, module: nn.Module | None, layer: InverseLayer | None, call: FunctionCall
+    ) -> tuple[Any, bool]:
+        """Run a function's call, spliced where it has an inverse layer and a signal can pass.
+
+        Returns
+        -------
+        output
+            What the function returns.
+        attached : bool
+            Whether the inverse layer took hold.
+        """
+        self.rescue(call.operation, call.function, call.args, call.kwargs)
+        if layer is None:
+            return call.run(), False
+        leaves, spec = tree_flatten((call.args, call.kwargs))
+
+        def params() -> dict[str, Any]:
+            return {key: value for key, value in call_arguments().items() if not _holds_input(value)}
+
+        pending, aliases = self.prepare(name, kind, module, layer, leaves, params)
+        if pending is None:
+            return call.run(), False
+        carried = {id(tensor) for tensor in pending.inputs}
+        # the record of parameters must not keep the inputs alive: that is what `needs` is for
+        marked = [
+            _INPUT if id(leaf) in carried else leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves
+        ]
+        operation, function = call.operation, call.function
+
+        def call_arguments() -> dict[str, Any]:
+            return operation.bind(*tree_unflatten(marked, spec))
+
+        args, kwargs = tree_unflatten(aliases, spec)
+        if kind != "max_pool":
+            return self.finish(pending, function(*args, **kwargs))
+        result, switches, pair = pool_with_switches(operation, function, args, kwargs)
+        pending.call.switches = switches
+        pending.call.spatial_dims = int(operation.name.split("_with")[0][-2])
+        return self.finish(pending, (result, switches) if pair else result)
 
     def prepare(
         self,
@@ -54,14 +109,13 @@ class Splicer:
             return None, leaves
         if kind in SINGLE_INPUT:
             inputs, rest = tensors[:1], tensors[1:]
-            if not inputs[0].requires_grad and not any(t.requires_grad and not t.is_leaf for t in rest):
-                return None, leaves
         else:
-            inputs = [t for t in tensors if not isinstance(t, nn.Parameter)]
-            rest = []
+            inputs, rest = [t for t in tensors if not isinstance(t, nn.Parameter)], []
         inputs = list({id(t): t for t in inputs}.values()) if kind == "other" else inputs
         # parameters are leaves: only what was itself computed from the input (a routed weight, say) takes a signal
         extras = [t for t in rest if t.requires_grad and not t.is_leaf]
+        if not extras and not any(t.requires_grad and not isinstance(t, nn.Parameter) for t in inputs):
+            return None, leaves
         call = SiteCall(name, kind, module, layer, params)
         call.input_shapes = tuple(t.shape for t in inputs)
         if "input" in layer.needs:
@@ -130,6 +184,24 @@ class Splicer:
         if target is not None:
             for kept in self._kept.pop(target.untyped_storage().data_ptr(), ()):
                 kept.rescue()
+
+
+class _Input:
+    """Stands for an input in the record of a call's other arguments."""
+
+
+_INPUT = _Input()
+
+
+def _holds_input(value: Any) -> bool:
+    return value is _INPUT or (isinstance(value, (tuple, list)) and any(map(_holds_input, value)))
+
+
+def module_params(module: nn.Module) -> dict[str, Any]:
+    """Return the parameters, buffers and plain settings (stride, eps, …) of a module that is a site as a whole."""
+    settings = {key: value for key, value in vars(module).items() if not key.startswith("_") and key != "training"}
+    tensors = {key: value.detach() for key, value in (*module.named_parameters(), *module.named_buffers())}
+    return {**settings, **tensors}
 
 
 def first_tensor(tree: Any) -> Tensor | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from attribkit.engine.inverse import InverseLayer
-from attribkit.errors import InputTypeError, UnknownNameError, did_you_mean
+from attribkit.errors import InputTypeError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,18 +25,13 @@ class Table:
         Maps op kinds (bare strings), module classes or functions, and ``re.compile(...)`` patterns, which must match a
         site's whole name, to inverse layers.
 
-    kinds
-        The op kinds there are; None does not check.
-
     Raises
     ------
-    UnknownNameError
-        A bare string is no op kind.
     InputTypeError
         A key or a value is of another type.
     """
 
-    def __init__(self, layers: Mapping[Any, InverseLayer], kinds: Collection[str] | None = None) -> None:
+    def __init__(self, layers: Mapping[Any, InverseLayer]) -> None:
         self.names: list[tuple[re.Pattern[str], InverseLayer]] = []
         self.classes: dict[type, InverseLayer] = {}
         self.functions: dict[Any, InverseLayer] = {}
@@ -48,9 +43,10 @@ class Table:
                 raise InputTypeError(f"inverse_layers[{key!r}] is {layer!r}, not an instance of InverseLayer")
             if type(layer).carry is InverseLayer.carry:
                 raise InputTypeError(f"inverse_layers[{key!r}] is {layer!r}, which does not define carry(signal, site)")
-            if isinstance(layer.needs, str):
-                raise InputTypeError(f"{layer!r}.needs must be a set of names, got {layer.needs!r}")
-            unknown = set(layer.needs) - {"input", "output"}
+            needs: Any = layer.needs
+            if isinstance(needs, str):
+                raise InputTypeError(f"{layer!r}.needs must be a set of names, got {needs!r}")
+            unknown = set(needs) - {"input", "output"}
             if unknown:
                 raise InputTypeError(f"{layer!r}.needs names {sorted(unknown)}; allowed are 'input' and 'output'")
             if isinstance(key, re.Pattern):
@@ -58,8 +54,6 @@ class Table:
             elif isinstance(key, type):
                 self.classes[key] = layer
             elif isinstance(key, str):
-                if kinds is not None and key not in kinds:
-                    raise UnknownNameError(f"inverse_layers names the op kind {key!r}; {did_you_mean(key, kinds)}")
                 self.kinds[key] = layer
             elif callable(key):
                 self.functions[key] = layer

@@ -6,9 +6,9 @@ attaches it; a site without one is left to autograd untouched.
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from attribkit.engine.intercept import Interceptor, Probe
+from attribkit.engine.hooks import hooked
+from attribkit.engine.intercept import Interceptor, calls_a_rectifier
 from attribkit.engine.inverse import InverseLayer
 from attribkit.engine.layout import Layouts
 from attribkit.engine.ops import ModuleKind, Operation, Vocabulary, has_forward_of, is_op_module
 from attribkit.engine.sites import Names, Site, unknown_layer
-from attribkit.engine.splice import Splice, Splicer, first_tensor, pool_with_switches
+from attribkit.engine.splice import FunctionCall, Splice, Splicer, first_tensor, module_params
 from attribkit.engine.table import Table
 from attribkit.errors import InputError, MethodError
 
@@ -147,7 +148,7 @@ class Walk:
                 self.layouts.set(tensor, 1)
         interceptor = self._interceptor = Interceptor(self)
         try:
-            with self._hooked(), interceptor:
+            with hooked(self.paths, self._enter, self._leave), interceptor:
                 output = self.model(*args, **kwargs)
                 self.complete = True
                 return output
@@ -196,29 +197,6 @@ class Walk:
 
     # -- modules ---------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _hooked(self) -> Iterator[None]:
-        handles: list[Any] = []
-        try:
-            for module in self.paths:
-                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._sweep()
-
-    def _sweep(self) -> None:
-        """Remove what an interrupt left between a hook's registration and the note of its handle."""
-        for module in self.paths:
-            for hooks, own in ((module._forward_pre_hooks, self._enter), (module._forward_hooks, self._leave)):
-                for key in [key for key, hook in hooks.items() if hook == own]:
-                    del hooks[key]
-                    for extra in ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs"):
-                        getattr(module, extra).pop(key, None)
-                    module._forward_hooks_always_called.pop(key, None)
-
     def _enter(self, module: nn.Module, *call: Any) -> Any:
         # Another thread can catch a hook between its registration and torch's note that it takes keywords: gate first.
         if threading.get_ident() != self._thread or self._is_paused():
@@ -250,7 +228,8 @@ class Walk:
         kind = known.kind if known is not None else "other"
         with torch._C.DisableTorchFunction():  # our own tensor calls are no sites
             originals, spec = tree_flatten((args, kwargs))
-            pending, leaves = self.splicer.prepare(frame.name, kind, module, layer, originals, dict)
+            params = functools.partial(module_params, module)
+            pending, leaves = self.splicer.prepare(frame.name, kind, module, layer, originals, params)
             for original, alias in zip(originals, leaves, strict=True):
                 if alias is not original:
                     self.layouts.inherit([original], alias)
@@ -285,12 +264,13 @@ class Walk:
             return None
         with torch._C.DisableTorchFunction():  # our own tensor calls are no sites
             replaced = None
+            inner = first_tensor(output)
             if frame.pending is not None:
                 output, attached = self.splicer.finish(frame.pending, output, whole=True)
                 replaced = output if attached else None
             value = first_tensor(output)
             if frame.whole and self.layouts.active and value is not None and self.layouts.channel(value) is None:
-                self.layouts.inherit(tree_flatten(call[:-1])[0], value)
+                self.layouts.inherit([inner, *tree_flatten(call[:-1])[0]], value)
             if frame.site is not None:  # what the module returns, which may be the operation's result rearranged
                 frame.site.output_shape, frame.site.layout = _shape_of(value), self.layouts.of(value)
             if frame.name or frame.module is self.model:
@@ -332,19 +312,7 @@ class Walk:
         if known is None or known.kind not in ("rectifier", "hardtanh") or has_forward_of(module, known.cls):
             return False
         if module not in self._probed:
-            probe = Probe(self.vocabulary)
-            leaves, spec = tree_flatten((args, kwargs))
-            copies = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            own_args, own_kwargs = tree_unflatten(copies, spec)
-            if self._interceptor is not None:
-                self._interceptor.paused = True
-            try:
-                with torch.no_grad(), probe:
-                    module.forward(*own_args, **own_kwargs)
-            finally:
-                if self._interceptor is not None:
-                    self._interceptor.paused = False
-            self._probed[module] = not probe.found
+            self._probed[module] = not calls_a_rectifier(module, self.vocabulary, args, kwargs)
         return self._probed[module]
 
     # -- functions -------------------------------------------------------------------------------------------------
@@ -355,19 +323,17 @@ class Walk:
         kind = operation.kind_of_call(args, kwargs)
         if frame is None or frame.whole or kind is None:
             self.splicer.rescue(operation, function, args, kwargs)
-            return function(*args, **kwargs)
+            output = function(*args, **kwargs)
+            self.layouts.after(kind, operation.name, args, kwargs, output)
+            return output
         claimed = frame.claimable and frame.known is not None and frame.known.kind in (kind, operation.kind)
         module = frame.module if claimed else None
         if claimed:
             frame.claimable = False
         name = frame.name if claimed and frame.name else self._names.for_function(frame.path, operation.name)
         layer = self.table.find(name, kind, module, function)
-        attached = False
-        if layer is not None:
-            output, attached = self._call_inverted(name, kind, module, layer, operation, function, args, kwargs)
-        else:
-            self.splicer.rescue(operation, function, args, kwargs)
-            output = function(*args, **kwargs)
+        call = FunctionCall(operation, function, args, kwargs)
+        output, attached = self.splicer.run(name, kind, module, layer, call)
         value = first_tensor(output)
         self.layouts.after(kind, operation.name, args, kwargs, value)
         site = Site(
@@ -391,41 +357,6 @@ class Walk:
                 self._catch(value, name)
         return output
 
-    def _call_inverted(
-        self,
-        name: str,
-        kind: str,
-        module: nn.Module | None,
-        layer: InverseLayer,
-        operation: Operation,
-        function: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[Any, bool]:
-        leaves, spec = tree_flatten((args, kwargs))
-
-        def params() -> dict[str, Any]:
-            bound = operation.bind(*tree_unflatten(plain_leaves, spec))
-            return {key: value for key, value in bound.items() if value is not _INPUT}
-
-        pending, aliases = self.splicer.prepare(name, kind, module, layer, leaves, params)
-        if pending is None:
-            self.splicer.rescue(operation, function, args, kwargs)
-            return function(*args, **kwargs), False
-        carried = {id(tensor) for tensor in pending.inputs}
-        # the record of parameters must not keep the inputs alive: that is what `needs` is for
-        plain_leaves = [
-            _INPUT if id(leaf) in carried else leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves
-        ]
-        self.splicer.rescue(operation, function, args, kwargs)
-        new_args, new_kwargs = tree_unflatten(aliases, spec)
-        if kind != "max_pool":
-            return self.splicer.finish(pending, function(*new_args, **new_kwargs))
-        result, switches, pair = pool_with_switches(operation, function, new_args, new_kwargs)
-        pending.call.switches = switches
-        pending.call.spatial_dims = int(operation.name.split("_with")[0][-2])
-        return self.splicer.finish(pending, (result, switches) if pair else result)
-
     def _catch(self, value: Tensor | None, name: str) -> None:
         if name in self.captured or value is None:
             return
@@ -438,14 +369,6 @@ class Walk:
         # what comes now is watched only, for what the table says of it
         self._live = False
         torch.set_grad_enabled(False)
-
-
-class _Input:
-    def __repr__(self) -> str:
-        return "<input>"
-
-
-_INPUT = _Input()
 
 
 def mark_model_error(error: Exception, model: nn.Module, where: str) -> None:
