@@ -26,7 +26,7 @@ _WORDS = {"passed": "passed", "failed": "FAILED", "xfail": "failed, as expected"
 def check(names: tuple[str, ...], examples: int, seed: int, as_json: bool) -> None:
     """Hold methods to what they claim, over drawn networks, images and targets; exit with 1 if a check fails.
 
-    METHOD is a method's name, or MODULE:CLASS for one that no plugin registers yet (looked for in the current folder too).
+    METHOD is a method's name, or MODULE:CLASS for one that no plugin registers yet (the current folder counts).
     """
     from rich.console import Console
     from rich.progress import Progress

@@ -85,7 +85,9 @@ def write_plugin(name: str, kind: str, out: Path) -> Path:
         raise InputError(f"name must be a lower-case identifier such as my_method, got {name!r}")
     taken = manager().methods.get(name)
     if taken is not None:
-        raise InputError(f"there is a method {name!r} already, of {taken.distribution} {taken.version}: take another name")
+        raise InputError(
+            f"there is a method {name!r} already, of {taken.distribution} {taken.version}: take another name"
+        )
     distribution = f"attribkit-{name.replace('_', '-')}"
     folder = out / distribution
     if folder.exists() or folder.is_symlink():

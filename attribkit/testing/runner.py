@@ -103,9 +103,16 @@ def _no_files() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with own_generators(), _no_files(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small are slower with more
+    try:
+        with own_generators(), _no_files(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _search(check: Check, method: Method, examples: int, seed: int, *, shrink: bool) -> tuple[int, _Failure | None]:
