@@ -14,6 +14,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 import attribkit as ak
+from attribkit.engine.layers import GatedRectify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -168,7 +169,7 @@ def test_the_sentence_where_only_some_are_rewritten():
     class First(ak.InverseMethod):
         name = "first"
         summary = "Rectifies the signal behind one class of rectifiers"
-        inverse_layers = {nn.GELU: ak.InverseLayer()}
+        inverse_layers = {nn.GELU: GatedRectify()}
 
     coverage = ak.inspect(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.ReLU()), X, method=First).coverage
     assert coverage.kinds["rectifier"] == (1, 2)
