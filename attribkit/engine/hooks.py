@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
+# torch numbers hooks by a counter that two threads can read at once: both would get one number, one hook would be lost
+_lock = threading.Lock()
+
 
 @contextmanager
 def hooked(modules: Iterable[nn.Module], enter: Callable[..., Any], leave: Callable[..., Any]) -> Iterator[None]:
     """Call ``enter`` before and ``leave`` after each module's forward.
 
-    They get ``(module, args, kwargs)`` and ``(module, args, kwargs, output)``. ``leave`` is also called, with None for output, where the forward raised. Whatever happens, no hook stays.
+    They get ``(module, args, kwargs)`` and ``(module, args, kwargs, output)``. ``leave`` is also called, with None for
+    output, where the forward raised. Whatever happens, no hook stays.
 
     Parameters
     ----------
@@ -25,22 +30,24 @@ def hooked(modules: Iterable[nn.Module], enter: Callable[..., Any], leave: Calla
     modules = list(modules)
     handles: list[Any] = []
     try:
-        for module in modules:
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+        with _lock:
+            for module in modules:
+                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-        for module in modules:
-            _sweep(module, enter, leave)
+        with _lock:
+            for handle in handles:
+                handle.remove()
+            for module in modules:
+                _sweep(module, enter, leave)
 
 
 def _sweep(module: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
     """Remove what an interrupt left between a hook's registration and the note of its handle."""
     for hooks, own in ((module._forward_pre_hooks, enter), (module._forward_hooks, leave)):
-        for key in [key for key, hook in hooks.items() if hook == own]:
-            del hooks[key]
+        for key in [key for key, hook in list(hooks.items()) if hook == own]:
+            hooks.pop(key, None)
             module._forward_pre_hooks_with_kwargs.pop(key, None)
             module._forward_hooks_with_kwargs.pop(key, None)
             module._forward_hooks_always_called.pop(key, None)
