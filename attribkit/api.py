@@ -16,9 +16,8 @@ from attribkit import progress as bars
 from attribkit.attribution import Attribution, provenance
 from attribkit.checks import check_inputs, check_options, explain_channels, usable_model
 from attribkit.engine import coverage
-from attribkit.engine.inspection import Inspection
+from attribkit.engine.inspection import Inspection, useful_layers
 from attribkit.engine.invert import invert, leaf, project_units, vocabulary
-from attribkit.engine.layout import stage_names
 from attribkit.engine.outputs import observe
 from attribkit.engine.state import pristine
 from attribkit.engine.table import Table
@@ -268,14 +267,12 @@ def inspect(model: nn.Module, inputs: Tensor, method: MethodLike | None = None) 
         walk = Walk(model, table, vocabulary(), layouts=True)
         walk.run(leaf(inputs).clone())
     name = chosen.name if chosen is not None else None
-    stages = stage_names(model)
-    useful = [layer for layer in walk.shapes if layer in stages]
     return Inspection(
         type(model).__name__,
         walk.sites,
         coverage.summarise(name or "", walk.sites, applies=bool(table)),
         walk.shapes,
-        useful or [site.name for site in walk.sites if site.kind in ("conv", "max_pool")],
+        useful_layers(model, walk.sites, walk.shapes),
         name,
     )
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from attribkit.engine.coverage import Coverage, reason
+from attribkit.engine.layout import stage_names
 from attribkit.engine.sites import Site
 
 #: Kinds that only move or combine values: listed on demand.
@@ -28,7 +31,7 @@ class Inspection:
     shapes : dict of str to tuple of int, or None
         Each layer's output shape.
     useful_layers : list of str
-        The stages that timm's ``feature_info`` names, where there are any, else the convolutions' and pools' sites.
+        Those worth offering: see `useful_layers`.
     method : str or None
         The method asked about.
     """
@@ -112,6 +115,26 @@ class Inspection:
                 for s in self.sites
             ],
         }
+
+
+def useful_layers(model: nn.Module, sites: Sequence[Site], layers: Iterable[str]) -> list[str]:
+    """Return the layers worth offering for units, in the order of ``layers``.
+
+    The stages of timm's ``feature_info``; where there are none, convolutions and max pools; where there are hardly any of
+    those (transformers), the blocks: modules of one class in a row.
+    """
+    chosen = stage_names(model)
+    if not chosen:
+        chosen = frozenset(site.name for site in sites if site.kind in ("conv", "max_pool"))
+    if len(chosen) < 3:
+        chosen |= {
+            f"{path}.{name}" if path else name
+            for path, module in model.named_modules()
+            if isinstance(module, (nn.ModuleList, nn.Sequential)) and len({type(child) for child in module}) == 1
+            for name, _ in module.named_children()
+            if len(module) >= 3
+        }
+    return [layer for layer in layers if layer in chosen]
 
 
 def _shape(site: Site) -> str:
