@@ -120,8 +120,8 @@ class Inspection:
 def useful_layers(model: nn.Module, sites: Sequence[Site], layers: Iterable[str]) -> list[str]:
     """Return the layers worth offering for units, in the order of ``layers``.
 
-    The stages of timm's ``feature_info``; where there are none, convolutions and max pools; where there are hardly any of
-    those (transformers), the blocks: modules of one class in a row.
+    The stages of timm's ``feature_info``; where there are none, convolutions and max pools; where there are hardly any
+    of those (transformers), the blocks: modules of one class in a row.
     """
     chosen = stage_names(model)
     if not chosen:
