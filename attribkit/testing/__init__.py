@@ -8,8 +8,8 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
-    from attribkit.testing.cases import Case, Images, images
-    from attribkit.testing.networks import Net, seed_weights
+    from attribkit.testing.case import Case, Images, images
+    from attribkit.testing.net import Net, seed_weights
     from attribkit.testing.operations import RECTIFIERS, WRITINGS, op
     from attribkit.testing.pytest_door import parametrize_with_checks
     from attribkit.testing.raw import CheckError, explain
@@ -25,8 +25,8 @@ if _TYPE_CHECKING:
     from attribkit.testing.strategies import cases, image_batches, networks
 
 _MODULES = {
-    "cases": ("Case", "Images", "images"),
-    "networks": ("Net", "seed_weights"),
+    "case": ("Case", "Images", "images"),
+    "net": ("Net", "seed_weights"),
     "operations": ("RECTIFIERS", "WRITINGS", "op"),
     "pytest_door": ("parametrize_with_checks",),
     "raw": ("CheckError", "explain"),

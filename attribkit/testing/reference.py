@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attribkit.targets import Unit
-from attribkit.testing.cases import Case
-from attribkit.testing.networks import Net
+from attribkit.testing.case import Case
+from attribkit.testing.net import Net
 from attribkit.testing.operations import KINDS, Op
 
 RULES = ("gradient", "guided_backprop", "deconvnet")

@@ -11,7 +11,7 @@ from attribkit.errors import InputError, UnknownNameError, did_you_mean
 
 if TYPE_CHECKING:
     from attribkit.method import Method
-    from attribkit.testing.cases import Case
+    from attribkit.testing.case import Case
 
 #: What a method may say of itself, and what that means. The last four are names of exact definitions: a method that
 #: bears one as its name or as a tag is held to that definition.

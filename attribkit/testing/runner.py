@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from attribkit.errors import AttribkitError, InputError
 from attribkit.method import Method
-from attribkit.testing.cases import Case
+from attribkit.testing.case import Case
 from attribkit.testing.raw import CheckError, own_generators
 from attribkit.testing.registry import Check, checks_for, known_failures
 
@@ -90,7 +90,10 @@ class _Failure:
 @contextmanager
 def _no_files() -> Iterator[None]:
     """Keep hypothesis's own notes out of the current folder."""
-    from hypothesis import configuration
+    try:
+        from hypothesis import configuration
+    except ImportError as error:
+        raise AttribkitError("attribkit.testing needs hypothesis: pip install hypothesis pytest") from error
 
     before = getattr(configuration, "__hypothesis_home_directory", None)
     with tempfile.TemporaryDirectory() as folder:
@@ -117,10 +120,8 @@ def _quiet() -> Iterator[None]:
 
 def _search(check: Check, method: Method, examples: int, seed: int, *, shrink: bool) -> tuple[int, _Failure | None]:
     """Run a check on drawn examples; return how many and the smallest failure found."""
-    try:
-        import hypothesis
-    except ImportError as error:
-        raise AttribkitError("attribkit.testing needs hypothesis: pip install hypothesis pytest") from error
+    import hypothesis
+
     from attribkit.testing import strategies
 
     last: list[_Failure] = []

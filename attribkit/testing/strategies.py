@@ -12,8 +12,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from attribkit.targets import Unit
-from attribkit.testing.cases import Case, Images
-from attribkit.testing.networks import Net
+from attribkit.testing.case import Case, Images
+from attribkit.testing.net import Net
 from attribkit.testing.operations import (
     EXACT_RECTIFIERS,
     GATES,

@@ -20,7 +20,7 @@ from attribkit.builtin.deconvnet import Deconvnet
 from attribkit.builtin.gradient import Gradient
 from attribkit.builtin.guided_backprop import GuidedBackprop
 from attribkit.builtin.occlusion import Occlusion
-from attribkit.engine import inverse, layers, splice, table, walk
+from attribkit.engine import hooks, inverse, layers, splice, state, table, walk
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def last_maximum_on_ties() -> Iterator[ak.Method]:
         return values, x[0, 0].numel() - 1 - flipped if flipped.shape == switches.shape else switches, pair
 
     original = splice.pool_with_switches
-    with mock.patch.object(walk, "pool_with_switches", faulty):
+    with mock.patch.object(splice, "pool_with_switches", faulty):
         yield Deconvnet()
 
 
@@ -689,7 +689,7 @@ def engine_forgets_in_place_operations() -> Iterator[ak.Method]:
 def engine_leaves_hooks() -> Iterator[ak.Method]:
     with (
         mock.patch.object(torch.utils.hooks.RemovableHandle, "remove", return_value=None),
-        mock.patch.object(walk.Walk, "_sweep", return_value=None),
+        mock.patch.object(hooks, "_sweep", return_value=None),
     ):
         yield Gradient()
 
@@ -731,9 +731,7 @@ def engine_hooks_act_in_every_thread() -> Iterator[ak.Method]:
 
 @caught_by("check_front_door")
 def front_door_without_eval_mode() -> Iterator[ak.Method]:
-    from attribkit import api
-
-    with mock.patch.object(api, "pristine", side_effect=lambda model, inputs: torch.enable_grad()):
+    with mock.patch.object(state, "eval_mode", side_effect=lambda model: contextlib.nullcontext()):
         yield Plain()
 
 

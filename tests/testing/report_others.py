@@ -21,19 +21,20 @@ SEED = 0
 
 HEAD = """# What the checks find in Captum and Zennit
 
-The [checks](checks.md) hold any attribution method to what it claims, so they can be run on other libraries too. Here
-they are run through a thin adapter (`tests/testing/others.py`) on Captum {captum} and Zennit {zennit}, with torch {torch}:
-{examples} examples for each check, seed {seed}. This page is written by `make conformance`; every counter-example is the
-smallest network that was found, as the kit prints it.
+The [checks](checks.md) hold any attribution method to what it claims, so they can be run on other libraries
+too. Here they are run through a thin adapter (`tests/testing/others.py`) on Captum {captum} and Zennit
+{zennit}, with torch {torch}: {examples} examples for each check, seed {seed}. This page is written by `make
+conformance`; every counter-example is the smallest network that was found, as the kit prints it.
 
-A failed check does not always mean a defect. Neither library promises all of this: both say, for example, that they
-rewrite modules of class `nn.ReLU`, so they differ from the definition of guided backprop wherever a rectifier is of another
-class or a function. What matters to a user is that nothing says so when it happens. The adapters pass the caller's own
-inputs and restore nothing.
+A failed check does not always mean a defect. Neither library promises all of this: both say, for example, that
+they rewrite modules of class `nn.ReLU`, so they differ from the definition of guided backprop wherever a
+rectifier is of another class or a function. What matters to a user is that nothing says so when it happens. The
+adapters pass the caller's own inputs and restore nothing.
 
-Where a check is about class scores, the libraries' own targets are used. Units of a layer, which neither takes in this
-form, are given as the only output of a model around the model. Captum's occlusion refuses windows larger than the image;
-the adapter cuts them. Zennit's occlusion has a definition of its own and is held to the general checks only.
+Where a check is about class scores, the libraries' own targets are used. Units of a layer, which neither takes
+in this form, are given as the only output of a model around the model. Captum's occlusion refuses windows
+larger than the image; the adapter cuts them. Zennit's occlusion has a definition of its own and is held to the
+general checks only.
 
 """
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attribkit.method import Method
 from attribkit.testing import reference
-from attribkit.testing.cases import Case
+from attribkit.testing.case import Case
 from attribkit.testing.raw import CheckError, explain, require_equal, resolve
 from attribkit.testing.registry import check, whole_case
 

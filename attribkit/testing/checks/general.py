@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attribkit.method import Method
 from attribkit.targets import Unit
-from attribkit.testing.cases import Case
+from attribkit.testing.case import Case
 from attribkit.testing.operations import WRITINGS
 from attribkit.testing.raw import CheckError, explain, largest, require_equal, resolve
 from attribkit.testing.registry import TAGS, check, known_failures, whole_case

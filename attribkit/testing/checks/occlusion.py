@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attribkit.method import Method
-from attribkit.testing.cases import Case
+from attribkit.testing.case import Case
 from attribkit.testing.raw import explain, largest, require_equal, resolve
 from attribkit.testing.registry import check
 

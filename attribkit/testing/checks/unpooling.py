@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attribkit.method import Method
 from attribkit.testing import reference
-from attribkit.testing.cases import Case
+from attribkit.testing.case import Case
 from attribkit.testing.checks.signals import leaves_plain
 from attribkit.testing.operations import Op
 from attribkit.testing.raw import explain, require_equal

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attribkit.targets import Unit
-from attribkit.testing.networks import Net
+from attribkit.testing.net import Net
 
 #: How the pixels of an image are drawn.
 IMAGE_KINDS = ("normal", "levels", "positive")
@@ -111,7 +111,8 @@ class Case:
         lines = ["import attribkit as ak", "from attribkit.testing import images, seed_weights"]
         if isinstance(self.target, Unit):
             unit = self.target
-            target = f"ak.Unit({unit.layer!r}, {unit.channel}, {unit.position!r})"
+            layout = f", {unit.layout!r}" if unit.layout else ""
+            target = f"ak.Unit({unit.layer!r}, {unit.channel}, {unit.position!r}{layout})"
         else:
             lines.pop(0)
             target = f"torch.tensor({list(self.target)})"
