@@ -27,8 +27,9 @@ def same_tensors(model: nn.Module, inputs: Tensor) -> Iterator[None]:
     inputs
         The caller's inputs.
     """
-    buffers = _Buffers(model)
-    attributes = _Attributes(model)
+    modules = list(model.modules())
+    buffers = _Buffers(modules)
+    attributes = _Attributes(modules)
     parameters = [(p, p.detach(), p.requires_grad, p.grad) for p in model.parameters()]
     guard = _WriteGuard([p for p, _, _, _ in parameters])
     inputs_requires_grad, inputs_grad = inputs.requires_grad, inputs.grad if inputs.is_leaf else None
@@ -56,10 +57,10 @@ def same_tensors(model: nn.Module, inputs: Tensor) -> Iterator[None]:
 class _Buffers:
     """The buffers of a model as they are now."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, modules: list[nn.Module]) -> None:
         self.kept = [
             (module, name, value, value.detach().clone() if value is not None and not value.is_meta else None)
-            for module in model.modules()
+            for module in modules
             for name, value in module._buffers.items()
         ]
 
@@ -75,8 +76,8 @@ class _Buffers:
 class _Attributes:
     """Tensors that are plain attributes of modules: some forward passes leave one there, with a graph hanging on it."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = list(model.modules())
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.modules = modules
         self.kept = {(id(m), name): value for m in self.modules for name, value in _plain_tensors(m)}
 
     def restore(self) -> None:

@@ -221,6 +221,7 @@ class Vocabulary:
         self.functions: dict[Any, Operation] = dict(_builtin_functions())
         self._classes: dict[type, ModuleKind] = {}
         self._pending = [(m, k, n, False) for m, k, n in _MODULES] + [(m, k, n, True) for m, k, n in _WHOLE]
+        self._seen_modules = -1
         self._taught: dict[type, ModuleKind] = {}
         self._cache: dict[type, ModuleKind | None] = {}
         for kind, what in taught:
@@ -247,8 +248,9 @@ class Vocabulary:
 
     def _resolve(self) -> None:
         """Look up classes of modules imported by now: a class nobody imported has no instances, so none is missed."""
-        if not self._pending:
+        if not self._pending or len(sys.modules) == self._seen_modules:
             return
+        self._seen_modules = len(sys.modules)
         waiting = []
         for row in self._pending:
             module_name, kind, names, whole = row

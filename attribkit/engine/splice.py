@@ -225,12 +225,17 @@ def function_name(function: Any) -> str:
     return str(name)
 
 
+_in_place_by_name: dict[Any, bool] = {}
+
+
 def is_in_place(operation: Operation | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell whether this call of a torch function may change its first argument."""
-    name = getattr(function, "__name__", "")
-    if name.endswith("__"):
-        return name.startswith("__i") or name == "__setitem__"
-    if name.endswith("_") or "out" in kwargs or kwargs.get("inplace"):
+    by_name = _in_place_by_name.get(function)
+    if by_name is None:
+        name = getattr(function, "__name__", "")
+        dunder = name.startswith("__i") or name == "__setitem__"
+        by_name = _in_place_by_name[function] = dunder if name.endswith("__") else name.endswith("_")
+    if by_name or (kwargs and ("out" in kwargs or kwargs.get("inplace"))):
         return True
     return operation is not None and bool(operation.bind(args, kwargs).get("inplace"))
 
