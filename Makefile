@@ -12,7 +12,7 @@ PYTEST_FLAGS ?=
 ZOO ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types check docs bench zoo clean distclean
+.PHONY: help venv demo test lint format types check images docs bench zoo clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
@@ -47,6 +47,9 @@ types: $(STAMP)  ## check the types
 	$(RUN) mypy
 
 check: lint types docs test  ## all of lint, types, docs and test
+
+images: $(STAMP)  ## make the pictures of the README
+	$(VENV)/bin/python docs/make_images.py
 
 docs: $(STAMP)  ## check the documentation: every relative link leads somewhere
 	$(VENV)/bin/python docs/check_links.py README.md CHANGELOG.md docs/*.md
