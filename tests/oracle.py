@@ -100,7 +100,7 @@ def explain(model: nn.Module, inputs: Tensor, method: str, target: Any = None) -
     leaf = inputs.detach().clone().requires_grad_()
     place = target if isinstance(target, Place) else None
     hidden = _RectifiersOnViews()
-    with torch.enable_grad(), _composites_as_one_node(method), _watch(model, place) as seen, hidden:
+    with torch.enable_grad(), _frozen(model), _composites_as_one_node(method), _watch(model, place) as seen, hidden:
         outputs = model(leaf.clone())  # a clone, so that a model may start with an in-place operation
     if place is not None:
         end, mask = seen[place.call], _mask(seen[place.call].detach(), place)
@@ -119,6 +119,19 @@ def explain(model: nn.Module, inputs: Tensor, method: str, target: Any = None) -
     return Reference(values, scores, rectifiers)
 
 
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Keep operations on parameters alone (a position bias's own network) out of the graph: no signal goes there."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
 class _RectifiersOnViews(TorchDispatchMode):
     """Notes the rectifiers that were applied in place to a view, as ATen's dispatcher gets them."""
 
@@ -128,7 +141,7 @@ class _RectifiersOnViews(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in IN_PLACE and args[0]._is_view():
+        if name in IN_PLACE and args[0].requires_grad and args[0]._is_view():
             self.found.append(name)
         return func(*args, **(kwargs or {}))
 

@@ -14,6 +14,8 @@ from timm.layers import activations, activations_me
 from timm.models.metaformer import StarReLU
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Net(nn.Module):
     """x [N, 2] -> 3 hidden values -> the activation -> 1 score. With x = (2, -1) the hidden values are (2, -1, 1)."""
@@ -285,3 +287,20 @@ def test_a_sum_in_place_on_a_view_hides_no_rectifier():
         assert found.rectifiers == expected.rectifiers == 2
         assert found.values.abs().max() > 0
         torch.testing.assert_close(found.values, expected.values)
+
+
+def test_operations_on_parameters_alone_are_not_in_the_way():
+    class Bias(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.tensor([[[-1.0, 2.0, 3.0]]]))
+            self.net = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True))  # in place on a view
+
+        def forward(self, x):
+            return (x * self.net(self.table)).relu()
+
+    model = Bias()
+    found = explain(model, torch.tensor([[1.0, 2.0, -3.0]]), "guided_backprop", lambda out: out.sum(1))
+    assert found.values.tolist() == [[0.0, 2.0, 0.0]]
+    assert found.rectifiers == 1
+    assert model.table.requires_grad
