@@ -14,6 +14,8 @@ from traces import METHODS
 import attribkit as ak
 from attribkit import errors
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Net(nn.Module):
     def __init__(self):

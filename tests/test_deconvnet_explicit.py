@@ -9,6 +9,8 @@ from torch import nn
 
 import attribkit as ak
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STACKS = {
     # strides that leave a remainder, so that the transpose needs an output padding
     "strides": lambda: [

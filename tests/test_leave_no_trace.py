@@ -14,6 +14,8 @@ from traces import METHODS, OPTIONS, Net, assert_same, make_inputs, make_net, st
 
 import attribkit as ak
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODULES = [name for name, _ in Net().named_modules()]
 
 

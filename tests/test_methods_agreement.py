@@ -14,6 +14,8 @@ from torch import nn
 
 import attribkit as ak
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NETS = {
     "alexnet": (lambda: torchvision.models.alexnet(num_classes=10), (96, 80)),
     "vgg11": (lambda: torchvision.models.vgg11(num_classes=10), (64, 64)),
@@ -126,13 +128,12 @@ def test_units_equal_the_oracle(case, method):
             assert (found.values - expected).abs().max() <= TOLERANCE * expected.abs().max(), (layer, position)
 
 
+@pytest.mark.parametrize("case", ONLY_RELU_MODULES, indirect=True)  # others have functional ReLUs: plain to Captum
 @pytest.mark.parametrize(
     ("method", "peer"),
     [("guided_backprop", captum.attr.GuidedBackprop), ("deconvnet", captum.attr.Deconvolution)],
 )
 def test_equals_captum_where_every_rectifier_is_a_module(case, method, peer):
-    if case.name not in ONLY_RELU_MODULES:
-        pytest.skip("functional ReLUs: Captum would leave them plain")
     theirs = copy.deepcopy(case.model)
     for module in theirs.modules():
         if isinstance(module, nn.ReLU):

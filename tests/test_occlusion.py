@@ -12,6 +12,8 @@ from torch import nn
 
 import attribkit as ak
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOLERANCE = 1e-4  # Captum sums in float32
 
 

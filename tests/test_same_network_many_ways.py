@@ -10,6 +10,8 @@ from torch import nn
 
 import attribkit as ak
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METHODS = ("gradient", "guided_backprop", "deconvnet", "occlusion")
 OPTIONS = {"occlusion": {"window": 4, "stride": 3}}
 

@@ -15,6 +15,8 @@ from traces import METHODS, OPTIONS, assert_same, make_inputs, make_net, state
 
 import attribkit as ak
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PATIENCE = 20.0  # seconds until a thread that waits for another gives up
 
 

@@ -10,6 +10,8 @@ from torch import nn
 
 import attribkit as ak
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METHODS = oracle.METHODS
 X = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

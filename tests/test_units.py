@@ -12,6 +12,8 @@ from torch import nn
 
 import attribkit as ak
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METHODS = oracle.METHODS
 
 
