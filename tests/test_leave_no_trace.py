@@ -276,3 +276,35 @@ def test_a_model_that_starts_in_place_does_not_change_the_inputs(method):
     ak.inspect(net, x, method=method)
     assert torch.equal(x, kept)
     assert_same(state(net, x), before)
+
+
+class Restless(nn.Module):
+    """Draws random numbers and keeps records as it runs, also in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.relu = nn.Conv2d(3, 2, 3), nn.ReLU()
+        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("last", torch.zeros(2))
+
+    def forward(self, x):
+        self.calls += 1
+        torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
+        x = self.relu(self.conv(x)).mean((2, 3))
+        self.last = x.detach().mean(0)
+        return x
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_draws_random_numbers_and_keeps_records(method):
+    net, x = Restless(), make_inputs()
+    before = state(net, x)
+    net(x)
+    with pytest.raises(AssertionError):
+        assert_same(state(net, x), before)
+    net = Restless()
+    before = state(net, x)
+    for target in (1, ak.Unit("relu", 0)):
+        call(net, x, method, target)
+        assert_same(state(net, x), before)

@@ -75,7 +75,7 @@ def _frozen(value):
     """A copy that compares by value for tensors and by identity for everything that could be swapped."""
     if isinstance(value, torch.Tensor):
         grad = None if value.grad is None else (id(value.grad), value.grad.tolist())
-        return id(value), value._version, value.detach().tolist(), value.requires_grad, grad
+        return id(value), value.detach().tolist(), value.requires_grad, grad
     if isinstance(value, dict):
         return type(value), [(key, _frozen(item)) for key, item in value.items()]
     if isinstance(value, (bool, int, float, str, tuple, type(None))):
