@@ -278,5 +278,8 @@ def test_calls_within_calls():
     for method in METHODS[:3]:
         found = call(outer, x, method)
         assert torch.equal(found.values, call(Same(), x, method).values)
+    names = [[site.name for site in ak.inspect(net, x).sites] for net in (outer, Same())]
+    assert names[0] == names[1]  # what the inner call ran is none of the outer model's doing
+    assert len(outer.found) == 4
     for values in outer.found:
         assert torch.equal(values, expected_inner)
