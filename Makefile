@@ -12,7 +12,7 @@ PYTEST_FLAGS ?=
 ZOO ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types check images docs bench zoo clean distclean
+.PHONY: help venv demo test lint format types check images docs bench zoo mutants conformance clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
@@ -59,6 +59,13 @@ bench: $(STAMP)  ## run the benchmarks
 
 zoo: $(STAMP)  ## run every model of timm's and write docs/zoo.md, in an hour or two; ZOO="name name" takes these
 	PYTHONPATH=tests $(RUN) zoo $(ZOO)
+
+mutants: $(STAMP)  ## run the whole conformance kit on every faulty method and engine
+	MUTANTS_WHOLE_KIT=1 $(RUN) pytest -q -s tests/testing/test_mutants.py
+
+conformance: $(STAMP)  ## write docs/checks.md, and docs/conformance-of-others.md by running the kit on Captum and Zennit
+	$(VENV)/bin/python tests/testing/page_of_checks.py
+	$(VENV)/bin/python tests/testing/report_others.py
 
 clean:  ## remove what the other targets made, except .venv
 	rm -rf build dist out attribkit-report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

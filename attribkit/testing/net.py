@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from attribkit.testing.operations import KINDS, OVERWRITABLE, WRITINGS, Op, Shape, module_in_place
 
+# .contiguous(): on the strides that a batch of one has without it, torch's batch norm has a wrong gradient on the CPU
 _ATTENTION = '''
 class SelfAttention(nn.Module):
     """Every position looks at every other."""
@@ -34,7 +35,7 @@ class SelfAttention(nn.Module):
             mixed = F.scaled_dot_product_attention(query, key, value)
         else:
             mixed = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(-1) @ value
-        return self.out(mixed).transpose(1, 2).reshape(x.shape)
+        return self.out(mixed).transpose(1, 2).contiguous().reshape(x.shape)
 
 '''
 

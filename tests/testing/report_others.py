@@ -16,7 +16,7 @@ from others import OTHERS
 
 from attribkit.testing import CheckResult, checks_for, run_check
 
-EXAMPLES = 60
+EXAMPLES = 40
 SEED = 0
 
 HEAD = """# What the checks find in Captum and Zennit
