@@ -164,7 +164,9 @@ def test_channels_of_project_out_of_range():
         ak.project(NET, X, "conv2", [])
 
 
-@pytest.mark.parametrize("target", [torch.tensor([1]), torch.tensor([0, 1, 2]), torch.zeros(2, 1, dtype=torch.long)])
+@pytest.mark.parametrize(
+    "target", [torch.tensor([1]), torch.tensor([[1]]), torch.tensor([0, 1, 2]), torch.zeros(2, 1, dtype=torch.long)]
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_target_of_wrong_length(target, method):
     error = refused(errors.InputError, "target", method=method, target=target)
