@@ -64,7 +64,7 @@ class PluginWarning(UserWarning):
 
 def is_int(value: object) -> bool:
     """Tell whether ``value`` is an integer: an int or what stands for one (numpy's), no bool, no tensor of several."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or getattr(value, "ndim", 0) > 0:  # an array of one number is still an array
         return False
     try:
         operator.index(value)  # type: ignore[arg-type]
