@@ -23,7 +23,7 @@ from attribkit.engine.layers import GatedRectify
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 # Recurrent layers are taken apart step by step on the meta device: a smaller image has fewer steps.
-SMALLER = {"sequencer": (3, 64, 64)}
+SMALLER = {"sequencer": (3, 32, 32)}
 
 
 @pytest.fixture(autouse=True, scope="module")

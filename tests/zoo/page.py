@@ -26,7 +26,7 @@ attribkit is run on every model that timm has of its own.
 2. **The smallest of every family with real numbers** (float64, random weights, eval mode): `gradient` against autograd,
    `guided_backprop` and `deconvnet` against a reference that edits autograd's own graph and shares no code with the
    engine, `occlusion` against a loop over windows. **{agreed} of {families} families agree** to {tolerance:g} of the
-   reference's largest value.
+   reference's largest value. The largest error of the first three is {inverse}, of occlusion {occlusion}.
 
 What a fresh model leaves degenerate is drawn first: a parameter that is one constant below 0.01 (zero heads, layer
 scales, biases) from N(0, 0.02), running statistics of batch norms from N(0, 0.1) and U(0.5, 1.5). A reference map that
@@ -79,6 +79,7 @@ def render(meta: dict[str, Record], real: dict[str, Record], versions: dict[str,
         agreed += record is not None and not record["failures"]
         rows.append(_row(one, f"{passed} of {len(members)}", record))
     found = [meta[name] for name in names if name in meta]
+    errors = [record["errors"] for record in by_family.values()]
     head = HEAD.format(
         **versions,
         passed=sum(not record["failures"] for record in found),
@@ -88,6 +89,8 @@ def render(meta: dict[str, Record], real: dict[str, Record], versions: dict[str,
         agreed=agreed,
         families=len(rows),
         tolerance=TOLERANCE,
+        inverse=_error(error for each in errors for method, error in each.items() if method != "occlusion"),
+        occlusion=_error(each["occlusion"] for each in errors),
     )
     failures = [f"- `{r['name']}`: {f}" for r in [*found, *real.values()] for f in r["failures"][:3]]
     tail = ["", "## Failures", "", *failures] if failures else []
@@ -145,7 +148,7 @@ def left(found: dict[str, int]) -> str:
 
 def _error(errors: Iterable[float]) -> str:
     values = list(errors)
-    if any(value != value for value in values):
+    if not values or any(value != value for value in values):
         return "–"
     return "0" if max(values) == 0 else f"{max(values):.0e}"
 
