@@ -15,9 +15,9 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "checks.md"
 HEAD = Path(__file__).with_name("checks.head.md")
 
 
-_OF_TABLES = """All but the receptive field are asked only of methods that leave convolutions, pools and linear layers to
-their ordinary derivative: a table of class `InverseMethod` that rewrites rectifiers and contrast norms only (layers that
-say `ordinary = True` do not count as rewriting), or a method that claims an exact definition."""
+_OF_TABLES = """All but the receptive field are asked only of methods that leave convolutions, pools and linear layers
+to their ordinary derivative: a table of class `InverseMethod` that rewrites rectifiers and contrast norms only (layers
+that say `ordinary = True` do not count as rewriting), or a method that claims an exact definition."""
 
 
 def _table(tag: str | None) -> str:
@@ -48,7 +48,7 @@ def page() -> str:
     text += (
         "## Does the kit bite?\n\n"
         f"`tests/testing/mutants.py` holds {len(MUTANTS)} faulty methods and engines, each with the check that must "
-        "catch it.\nThe tests run that check on each; `make mutants` runs the whole kit. Every check catches one or more.\n\n"
+        "catch it.\nThe tests run that check on each; `make mutants` runs the whole kit. Every check catches some.\n\n"
         "| Check | Faults it is tested with |\n| --- | --- |\n"
     )
     for check in sorted(all_checks()):
