@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -139,6 +140,57 @@ class Tripwire(TorchFunctionMode):
         """Throw."""
         self.thrown = True
         raise self.error(f"a fault thrown on purpose at operation {self.at}")
+
+
+class Turns:
+    """Lets threads take turns, operation by operation, in an order that a seed draws.
+
+    Parameters
+    ----------
+    count
+        How many threads there are.
+    seed
+        Draws the order.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._running = list(range(count))
+        self._turn = self._random.choice(self._running)
+        self._changed = threading.Condition()
+
+    def wait(self, own: int) -> None:
+        """Pass the turn on and wait for the next one; not for long, since whoever has it may itself wait for a lock."""
+        with self._changed:
+            if self._turn == own:
+                self._turn = self._random.choice(self._running)
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._turn == own, timeout=0.5)
+
+    @contextmanager
+    def taken_by(self, own: int) -> Iterator[None]:
+        """Run thread number ``own``, a turn for each of its operations."""
+        try:
+            with _TurnMode(self, own):
+                yield
+        finally:
+            with self._changed:
+                self._running.remove(own)
+                if self._running and self._turn == own:
+                    self._turn = self._random.choice(self._running)
+                self._changed.notify_all()
+
+
+class _TurnMode(TorchFunctionMode):
+    def __init__(self, turns: Turns, own: int) -> None:
+        super().__init__()
+        self.turns = turns
+        self.own = own
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _vocabulary.functions:
+            self.turns.wait(self.own)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from attribkit.api import attribute
 from attribkit.attribution import Attribution
 from attribkit.method import Method
+from attribkit.testing import traces
 from attribkit.testing.raw import CheckError, call, explain, require_equal, resolve
 from attribkit.testing.registry import check
 
@@ -58,45 +61,56 @@ def check_save_and_load(method: Method, model: nn.Module, inputs: Tensor, target
             raise CheckError(f"{name} is not what was saved")
 
 
-@check("thread_safe", cases={"count": 2, "units": False, "most": 3})
-def check_threads(method: Method, model: nn.Module, inputs: Tensor, target: Any) -> None:
-    """Two threads on one model get what each gets alone, and a plain run beside them is undisturbed."""
+@check(
+    "thread_safe",
+    cases={"count": 2, "units": False, "most": 3, "extra": 1},
+    arguments=lambda case: (*case.arguments(), *case.extra),
+)
+def check_threads(method: Method, model: nn.Module, inputs: Tensor, target: Any, seed: int) -> None:
+    """Two threads on one model get what each gets alone, and a plain run beside them is undisturbed.
+
+    First they take turns, operation by operation, in a drawn order; then they run freely.
+    """
     parts = [(inputs[i : i + 1].clone(), target[i : i + 1]) for i in range(2)]
     alone = [explain(method, model, *part) for part in parts]
     resolved = [resolve(model, *part) for part in parts]
     with torch.no_grad():
         scores = model(inputs)
-    problems: list[BaseException] = []
-    start = threading.Barrier(3)
 
-    def work(i: int) -> None:
-        try:
-            start.wait(30)
-            for _ in range(3):
-                found = call(method, model, parts[i][0], resolved[i])
-                require_equal(found, alone[i], "beside another thread the map", names="alone")
-        except BaseException as error:
-            problems.append(error)
+    def attribute(i: int) -> None:
+        found = call(method, model, parts[i][0], resolved[i])
+        require_equal(found, alone[i], "beside another thread the map", names="alone")
 
     def run() -> None:
+        with torch.no_grad():
+            require_equal(model(inputs), scores, "a plain run beside them returns scores", names="alone")
+
+    jobs = [lambda: attribute(0), lambda: attribute(1), run]
+    _in_threads(jobs, traces.Turns(len(jobs), seed))
+    _in_threads([lambda job=job: [job() for _ in range(3)] for job in jobs], None)  # type: ignore[misc]
+
+
+def _in_threads(jobs: Sequence[Callable[[], Any]], turns: traces.Turns | None) -> None:
+    """Run each job in a thread of its own and raise what the first to fail raised."""
+    problems: list[BaseException] = []
+    start = threading.Barrier(len(jobs))
+
+    def work(number: int) -> None:
         try:
             start.wait(30)
-            for _ in range(6):
-                with torch.no_grad():
-                    require_equal(model(inputs), scores, "a plain run beside them returns scores", names="alone")
+            with turns.taken_by(number) if turns is not None else contextlib.nullcontext():
+                jobs[number]()
         except BaseException as error:
             problems.append(error)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)] + [threading.Thread(target=run)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(jobs))]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     finally:
         sys.setswitchinterval(interval)
     if problems:
