@@ -270,8 +270,7 @@ def inspect(model: nn.Module, inputs: Tensor, method: MethodLike | None = None) 
     return Inspection(
         type(model).__name__,
         walk.sites,
-        # a method without a table rewrites nothing: its coverage counts nothing, as after `attribute`
-        coverage.summarise(name or "", walk.sites if table or chosen is None else [], applies=bool(table)),
+        coverage.summarise(name or "", walk.sites, applies=bool(table)),
         walk.shapes,
         useful_layers(model, walk.sites, walk.shapes),
         name,

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from attribkit.engine import coverage
 from attribkit.engine.ops import Vocabulary
-from attribkit.engine.outputs import observe
 from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk
 from attribkit.errors import ModelError
@@ -92,15 +91,11 @@ def invert(
     """
     x = leaf(inputs)
     kwargs = target.forward_kwargs if isinstance(target, PendingTarget) else target.kwargs_for(index)
-    if not table and target.layer is None:
-        observed = observe(model, x, None, kwargs)  # nothing to watch: autograd alone
-        coverage.note([], 0, complete=True)
-    else:
-        walk = Walk(model, table, vocabulary(), layers=[target.layer], stop=target.layer is not None)
-        # not the leaf itself: a model may begin with an in-place operation
-        output = walk.run(x.clone(), **kwargs)
-        observed = output if target.layer is None else walk.catch(target.layer)
-        coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
+    walk = Walk(model, table, vocabulary(), layers=[target.layer], stop=target.layer is not None)
+    # not the leaf itself: a model may begin with an in-place operation
+    output = walk.run(x.clone(), **kwargs)
+    observed = output if target.layer is None else walk.catch(target.layer)
+    coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
     resolved = target.resolve(observed, model) if isinstance(target, PendingTarget) else target
     origin, signal = resolved.start(observed, index, unit_signal)
     scores = resolved.read(observed, index).detach()

@@ -81,7 +81,7 @@ def unsaid(sites: list[Any], coverage: Any) -> list[str]:
     for kind, (done, total) in coverage.kinds.items():
         if done != (total if kind in must else 0):
             problems.append(f"{done} of {total} sites of kind {kind} are rewritten")
-    if coverage.applies and sum(total for _, total in coverage.kinds.values()) != len(sites):
+    if sum(total for _, total in coverage.kinds.values()) != len(sites):
         problems.append(f"{len(sites)} sites, {coverage.kinds}")
     listed = dict(coverage.left)
     return problems + [
