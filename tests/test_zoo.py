@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import activations
 from torch import nn
+from zoo import __main__ as main
 from zoo import meta, names, page, real
 from zoo.activity import unaccounted, watch
 from zoo.journal import Journal
@@ -161,6 +162,21 @@ def test_a_journal_goes_on_where_it_was(tmp_path):
         file.write(json.dumps(of_another_engine) + "\n")
     assert set(journal.read()) == {"a", "b"}
     assert set(Journal(journal.path, any_sources=True).read()) == {"a", "b", "d"}
+
+
+def test_no_page_is_written_of_half_a_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(main, "OUT", tmp_path)
+    monkeypatch.setattr(main, "PAGE", main.ROOT / "docs" / "none.md")
+    assert main.main(["page"]) == 1
+    assert (
+        f"{len(names.own_names())} models on the meta device and {len(names.families())} families"
+        in capsys.readouterr().out
+    )
+    assert not main.PAGE.exists()
+    everything = {name: {} for name in names.own_names()}
+    assert main.unfinished(everything, everything) == ""
+    del everything["vgg11"]
+    assert main.unfinished(everything, everything).startswith("1 models on the meta device and 0 families")
 
 
 def test_the_page_says_what_failed_and_what_was_not_run(tmp_path):

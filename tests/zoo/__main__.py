@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import page
 from .journal import Journal, Record
-from .names import family, make_on_meta, own_names, parameters, smallest
+from .names import families, family, make_on_meta, own_names, parameters, smallest
 from .worker import AGAIN
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +49,18 @@ def sizes(known: dict[str, Record]) -> list[tuple[str, int]]:
     ]
 
 
+def unfinished(meta: dict[str, Record], real: dict[str, Record]) -> str:
+    """Say what a page of these results would lack; empty where it is all there."""
+    models = [name for name in own_names() if name not in meta]
+    lost = set(families()) - {family(name) for name in real}
+    if not models and not lost:
+        return ""
+    return (
+        f"{len(models)} models on the meta device and {len(lost)} families with real numbers have no result of the "
+        "present sources; run make zoo, or take earlier ones with --any-sources"
+    )
+
+
 def main(arguments: list[str]) -> int:
     """Run the parts asked for; 1 where a model failed."""
     any_sources = "--any-sources" in arguments
@@ -69,6 +81,9 @@ def main(arguments: list[str]) -> int:
         print(f"{record['name']}: {'; '.join(record['failures'])[:500]}")
     print(f"{len(results) - len(failed)} of {len(results)} passed")
     if "page" in parts and not chosen:
+        if lacking := unfinished(meta.read(), real.read()):
+            print(f"{PAGE.relative_to(ROOT)} is left as it is: {lacking}")
+            return 1
         page.write(PAGE, meta.read(), real.read(), meta.versions)
         print(f"Wrote {PAGE.relative_to(ROOT)}")
     return 1 if failed else 0
