@@ -84,9 +84,7 @@ def test_tokens(method, prefix, layout):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_vision_transformers_patches_need_not_form_a_square(method):
     torch.manual_seed(4)
-    net = VisionTransformer(
-        img_size=(8, 12), patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=4, weight_init="skip"
-    )
+    net = VisionTransformer(img_size=(8, 12), patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=4)
     net = net.double().eval()
     for position, token in (((1, 2), 6), ((1, 0), 4), ((0, 1), 2), (0, 0)):  # behind the class token
         found = ak.attribute(net, X, method=method, target=ak.Unit("blocks.0.mlp.fc1", 5, position))
