@@ -122,7 +122,7 @@ def open_images(source: str | os.PathLike[str], split: str | None = None) -> Ima
         - a folder of images. Sub-folders are classes, in sorted order, where no image lies beside them; otherwise the
           images, with those of sub-folders, have no classes. Sub-folders called train, val and test are its parts.
         - a folder with idx files, gzipped or not: ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte`` are its
-          part "train", ``t10k-…`` its part "test". Labels are optional; ``labels.txt`` may name the classes, a line each.
+          part "train", ``t10k-…`` its part "test". Labels are optional; ``labels.txt`` may name the classes.
         - ``"fashion-mnist"``: Fashion-MNIST where Debian's package dataset-fashion-mnist puts it.
         - ``"fashion-sample"``: the first 1,000 of Fashion-MNIST's test images, which come with attribkit.
         - ``"torchvision/NAME:ROOT"``: ``torchvision.datasets.NAME``, already on disk in the folder ROOT.
@@ -250,7 +250,7 @@ class _Idx(ImageSource):
             raise ImageError(f"{images}: holds {'×'.join(map(str, pixels.shape))} values, not images [N, H, W]")
         if pixels.size == 0:
             raise InputError(f"{images}: holds no image: {'×'.join(map(str, pixels.shape))}")
-        self.name, self.pixels = f"{name} ({part})", pixels
+        self.name, self.pixels, self._images = f"{name} ({part})", pixels, pixels
         digits = len(str(len(pixels) - 1))
         self.ids = tuple(f"{part}-{index:0{digits}d}" for index in range(len(pixels)))
         self._classes: npt.NDArray[np.int64] | None = None
@@ -266,8 +266,7 @@ class _Idx(ImageSource):
             raise ImageError(f"{labels}: holds the label {highest}; there are {len(self.labels)} class names")
 
     def load(self, index: int) -> Image.Image:
-        assert self.pixels is not None
-        return Image.fromarray(self.pixels[index])
+        return Image.fromarray(self._images[index])
 
     def label(self, index: int) -> int | None:
         return None if self._classes is None else int(self._classes[index])

@@ -16,6 +16,12 @@ _COMMANDS = {
     "methods": "attribkit.cli.methods:methods",
     "inspect": "attribkit.cli.inspect_:inspect_",
     "plugins": "attribkit.cli.plugins:plugins",
+    "train": "attribkit.cli.train:train",
+    "evolution": "attribkit.cli.evolution:evolution",
+    "invariance": "attribkit.cli.invariance:invariance",
+    "occlusion-study": "attribkit.cli.occlusion_study:occlusion_study",
+    "correspondence": "attribkit.cli.correspondence:correspondence",
+    "diagnose": "attribkit.cli.diagnose:diagnose",
     "check": "attribkit.cli.check:check",
     "new-plugin": "attribkit.cli.new_plugin:new_plugin",
 }
