@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from attribkit.cli._paper import data_options, model_options, open_session, progress_shown, source_inputs, write
+from attribkit.cli._paper import data_options, model_options, open_session, progress_shown, sized, source_inputs, write
 
 
 @click.command("occlusion-study")
@@ -58,6 +58,9 @@ def occlusion_study(
         Session(options["model"], options["weights"], labels, options["device"]) if labels else open_session(options)
     )
     others = source_inputs(session, data, split, limit) if data is not None else None
+    names = session.labels
+    if names is None and data is not None:
+        names = sized(session, open_images(data, split))
     with progress_shown():
         found = occlusion_study(
             session.model,
@@ -70,7 +73,7 @@ def occlusion_study(
             window=window,
             stride=stride,
             fill=fill,
-            labels=session.labels,
+            labels=names,
         )
     lowest = divmod(int(found.probability.argmin()), found.probability.shape[1])
     say = [
