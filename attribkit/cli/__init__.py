@@ -17,6 +17,7 @@ _COMMANDS = {
     "inspect": "attribkit.cli.inspect_:inspect_",
     "plugins": "attribkit.cli.plugins:plugins",
     "train": "attribkit.cli.train:train",
+    "accuracy": "attribkit.cli.accuracy:accuracy",
     "evolution": "attribkit.cli.evolution:evolution",
     "invariance": "attribkit.cli.invariance:invariance",
     "occlusion-study": "attribkit.cli.occlusion_study:occlusion_study",

@@ -65,7 +65,7 @@ def team(device: torch.device | None) -> Iterator[tuple[Team, torch.device]]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Team(), chosen
         return
-    if chosen.type == "cuda" and chosen.index is None:
+    if chosen == torch.device("cuda"):
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
     joined = not dist.is_initialized()

@@ -275,7 +275,7 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         scaled = loss * (self.members.size / whole if counted else 0.0)
         self.scaler.scale(scaled).backward()  # type: ignore[no-untyped-call]
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} in epoch {epoch}, step {self.position.step}: training diverged at learning rate"
