@@ -35,7 +35,7 @@ class BatchNorms:
 
 
 def scale_and_shift(params):
-    """Return what a batch norm in eval mode multiplies by and adds, each [C]; None where it has no running statistics."""
+    """Return what a batch norm in eval mode multiplies by and adds, each [C]; None without running statistics."""
     mean, variance = params.get("running_mean"), params.get("running_var")
     if mean is None or variance is None:
         return None

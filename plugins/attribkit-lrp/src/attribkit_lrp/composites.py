@@ -7,14 +7,16 @@ import re
 from dataclasses import replace
 from typing import ClassVar
 
-import attribkit as ak
 import torch
-from attribkit.errors import InputError
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+import attribkit as ak
+from attribkit.errors import InputError
 from attribkit_lrp import _METHODS
 from attribkit_lrp.affine import BatchNorms
 from attribkit_lrp.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Norm, Pass, PassBatchNorm, ZPlus
+
+_OWN_RANGE = "low and high default to the range of all of a call's inputs; given, they are the same for every batch"
 
 
 def table(conv, linear, epsilon=1e-6):
@@ -147,17 +149,15 @@ class LrpEpsilonPlusFlat(Composite):
 
 
 class LrpEpsilonGammaBox(Composite):
-    """The box rule for the first convolution, γ for the other convolutions, ε for linear layers (Montavon et al. 2019)."""
+    """The box rule for the first convolution, γ for the others, ε for linear layers (Montavon et al. 2019)."""
 
     name = "lrp_epsilon_gamma_box"
     summary = _METHODS[name][1]
     inverse_layers = table(Gamma(), Epsilon())
     first_kinds = ("conv",)
-    expected_failures: ClassVar[dict[str, str]] = {
-        check: "low and high default to the range of all of a call's inputs, by definition; given, they are the same "
-        "for every batch"
-        for check in ("check_batch_independence", "check_front_door", "check_current_input")
-    }
+    expected_failures: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("check_batch_independence", "check_front_door", "check_current_input"), _OWN_RANGE
+    )
 
     def attribute(self, model, inputs, target, *, low=None, high=None, gamma=0.25, epsilon=1e-6):
         """Return the relevance and the bounds that were used.
