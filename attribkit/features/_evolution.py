@@ -23,6 +23,7 @@ from attribkit.features._inputs import Inputs, Preprocess
 from attribkit.features._observe import look
 from attribkit.features._snapshots import Snapshots, check_snapshots, filled
 from attribkit.features._tables import write_csv
+from attribkit.features.fields import receptive_field
 from attribkit.models.building import LoadedModel
 from attribkit.progress import track
 
@@ -53,7 +54,7 @@ class Evolution:
     projections
         float32 [E, K, C, H, W]: that activation carried to pixel space, all others zero.
     boxes
-        int64 [E, K, 4]: top, left, bottom, right (half-open) of the pixels that the projection reaches.
+        int64 [E, K, 4]: top, left, bottom, right (half-open) of the unit's receptive field.
     method
         How it was projected.
     """
@@ -165,6 +166,7 @@ def evolution(
     else:
         inputs = Inputs(source, preprocess, limit=limit, split=split, device=_device(network, snapshots))
     images, places, values, projections, boxes = [], [], [], [], []
+    fields = None  # they depend on the structure alone
     for epoch in track(list(snapshots), "snapshots"):
         current = usable_model(filled(snapshots[epoch], network, name))
         image, place, value = _strongest(current, inputs, layer, maps, batch_size)
@@ -178,7 +180,8 @@ def evolution(
         places.append(place)
         values.append(value)
         projections.append(torch.stack(pictures).float().cpu().numpy())
-        boxes.append([_reach(picture) for picture in pictures])
+        fields = fields or receptive_field(current, inputs.one(0), layer)
+        boxes.append([fields.box(int(p), channel) for p, channel in zip(place, maps, strict=True)])
     used = attribkit.api.find_method(method).name
     return Evolution(
         layer,
@@ -218,15 +221,6 @@ def _strongest(
                 if float(peaks[best]) > value[k]:
                     image[k], place[k], value[k] = rows.start + best, int(flat[best]), float(peaks[best])
     return image, place, value
-
-
-def _reach(picture: Tensor) -> list[int]:
-    """Return the box around the non-zero pixels of a projection [C, H, W]; the whole image where it is zero."""
-    touched = picture.ne(0).any(0)
-    rows, columns = touched.any(1).nonzero().flatten(), touched.any(0).nonzero().flatten()
-    if not len(rows):
-        return [0, 0, picture.shape[-2], picture.shape[-1]]
-    return [int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1]
 
 
 def _channels(channels: Any) -> tuple[int, ...]:
