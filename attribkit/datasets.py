@@ -23,7 +23,7 @@ from PIL import Image
 from attribkit.errors import AttribkitError, ImageError, InputError, UnknownNameError, did_you_mean
 from attribkit.images import IMAGE_SUFFIXES, find_images, read_image, to_rgb
 
-__all__ = ["FASHION_LABELS", "ImageSource", "open_images", "read_idx", "splits"]
+__all__ = ["FASHION_LABELS", "First", "ImageSource", "open_images", "read_idx", "splits"]
 
 #: Fashion-MNIST's classes, as its authors name them.
 FASHION_LABELS = (
@@ -333,6 +333,31 @@ class _Torchvision(ImageSource):
     def label(self, index: int) -> int | None:
         target = self._targets[index] if self._targets is not None else self._items[index][1]
         return int(target) if _is_class(target) else None
+
+
+class First(ImageSource):
+    """The first images of another source.
+
+    Parameters
+    ----------
+    source
+        The other.
+    count
+        How many at most.
+    """
+
+    def __init__(self, source: ImageSource, count: int) -> None:
+        self._source = source
+        self.name, self.labels, self.ids = source.name, source.labels, source.ids[:count]
+        self.pixels = None if source.pixels is None else source.pixels[:count]
+
+    def load(self, index: int) -> Image.Image:
+        """Return an image; see `ImageSource.load`."""
+        return self._source.load(range(len(self))[index])
+
+    def label(self, index: int) -> int | None:
+        """Return the class of an image."""
+        return self._source.label(range(len(self))[index])
 
 
 def _is_class(target: Any) -> bool:

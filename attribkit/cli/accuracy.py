@@ -31,7 +31,8 @@ def accuracy(
     import dataclasses
     import json
 
-    from attribkit.cli._session import usable_device
+    from attribkit.cli._group import say_warning
+    from attribkit.cli._session import RANDOM, usable_device
     from attribkit.datasets import open_images
     from attribkit.models.loading import load_model
     from attribkit.progress import shown
@@ -40,6 +41,8 @@ def accuracy(
     chosen = usable_device(device)
     source = open_images(data, split)
     loaded = load_model(model, weights=weights)
+    if loaded.weights == RANDOM:
+        say_warning(f"{loaded.name} has random weights: give --weights FILE")
     with shown(True):
         found = measure(loaded, source, crops=int(crops), batch_size=batch_size, device=chosen, limit=limit)
     if as_json:
