@@ -1,8 +1,8 @@
 """The rules of layer-wise relevance propagation, each an inverse layer.
 
-Notation: x the operation's input, z = W·x + b its output, R the relevance at the output; a⁺ and a⁻ are the positive
-and negative parts; ``stabilised(z)`` is z moved away from zero by ε. Every rule is linear in R. The conventions (what of
-the bias stays in the denominators, how negative inputs are treated) are those of Zennit 0.5, so that maps compare.
+Notation: x is the operation's input, z = W·x + b its output, R the relevance at the output; a⁺ and a⁻ are the
+positive and negative parts; ``stabilised(z)`` is z moved away from zero by ε. Every rule is linear in R. The
+conventions (what of the bias stays in the denominators, how negative inputs are treated) are those of Zennit 0.5.
 """
 
 from __future__ import annotations
