@@ -28,26 +28,27 @@ Reach = tuple[Tensor, ...]
 
 NOTHING = -math.inf
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _POINTWISE_KINDS = frozenset({"rectifier", "gate", "sum", "product", "dropout", "nonlinear"})
-_POINTWISE = frozenset(
-    (
-        "clone contiguous detach to float double half bfloat16 type type_as neg negative positive sigmoid tanh sign "
-        "round floor ceil trunc lerp addcmul addcdiv masked_fill nan_to_num logical_and eq ne lt gt le ge hardtanh "
-        "identity rsub floor_divide remainder alias requires_grad_ truediv"
-    ).split()
+_POINTWISE = _words(
+    "clone contiguous detach to float double half bfloat16 type type_as neg negative positive sigmoid tanh sign "
+    "round floor ceil trunc lerp addcmul addcdiv masked_fill nan_to_num logical_and eq ne lt gt le ge hardtanh "
+    "identity rsub floor_divide remainder alias requires_grad_ truediv"
 )
 # Moves: elements go elsewhere, are left out or repeated, and nothing else. The reach goes through the same function.
-_MOVES = frozenset(
-    (
-        "view reshape view_as reshape_as flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t mT "
-        "T H mH squeeze unsqueeze chunk split split_with_sizes tensor_split unbind narrow select getitem expand "
-        "expand_as repeat repeat_interleave tile roll flip rot90 cat concat concatenate stack hstack vstack "
-        "index_select pixel_shuffle pixel_unshuffle channel_shuffle diagonal ravel broadcast_to"
-    ).split()
+_MOVES = _words(
+    "view reshape view_as reshape_as flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t mT "
+    "T H mH squeeze unsqueeze chunk split split_with_sizes tensor_split unbind narrow select getitem expand "
+    "expand_as repeat repeat_interleave tile roll flip rot90 cat concat concatenate stack hstack vstack "
+    "index_select pixel_shuffle pixel_unshuffle channel_shuffle diagonal ravel broadcast_to"
 )
 _REDUCTIONS = frozenset(["mean", "sum", "amax", "amin", "prod", "logsumexp", "var", "std", "norm", "nansum"])
 _OVER_DIM = frozenset(["softmax", "log_softmax", "softmin", "normalize", "cumsum", "cumprod"])
-_NEW = frozenset(("zeros_like ones_like full_like rand_like randn_like empty_like new_zeros new_ones size dim").split())
+_NEW = _words("zeros_like ones_like full_like rand_like randn_like empty_like new_zeros new_ones size dim")
 
 
 class Influence(TorchFunctionMode):
@@ -250,7 +251,8 @@ def _over_dim(name: str) -> Callable[..., list[Tensor]]:
 def _conv(bound: dict[str, Any], result: Tensor, name: str) -> Tensor:
     if "transpose" in name:
         raise NotImplementedError
-    x, weight = bound["input"], bound["weight"]
+    x: Tensor = bound["input"]
+    weight: Tensor = bound["weight"]
     dims = weight.ndim - 2
     kernel = tuple(weight.shape[2:])
     stride, dilation = _tuple(bound["stride"], dims), _tuple(bound["dilation"], dims)
