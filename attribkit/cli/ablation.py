@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -66,7 +67,7 @@ def ablation(
     if width is not None:
         options = {**options, "width": width}
     machine = Machine(device=usable_device(device) if device is not None else None)
-    with shown(True):
+    with shown(sys.stderr.isatty()):
         rows = run(
             data,
             out,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 
@@ -43,7 +45,7 @@ def accuracy(
     loaded = load_model(model, weights=weights)
     if loaded.weights == RANDOM:
         say_warning(f"{loaded.name} has random weights: give --weights FILE")
-    with shown(True):
+    with shown(sys.stderr.isatty()):
         found = measure(loaded, source, crops=int(crops), batch_size=batch_size, device=chosen, limit=limit)
     if as_json:
         click.echo(json.dumps({"model": model, "data": source.name, "crops": int(crops), **dataclasses.asdict(found)}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 
@@ -64,7 +66,7 @@ def probe(
     if test is not None and limit is not None:
         test = First(test, limit)
     loaded = load_model(model, weights=weights)
-    with shown(True):
+    with shown(sys.stderr.isatty()):
         rows = run(
             loaded,
             train,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -130,7 +131,7 @@ def train(
         options = {**options, "width": width}
     asked = Recipe(model_options=options, **recipe)
     command = str(context.meta.get(COMMAND_LINE, ""))
-    with shown(True):
+    with shown(sys.stderr.isatty()):
         run(
             data,
             out,
