@@ -45,9 +45,8 @@ def plot(data: Evolution) -> Figure:
             if e == 0:
                 axes.set_ylabel(f"map {channel}", fontsize=8)
     figure.suptitle(
-        f"{data.layer}: strongest activation of each map, by epoch ({data.method}); orange: another image took over",
+        f"{data.layer}, {data.method}: each map's strongest activation,\nby epoch; orange: another image took over",
         fontsize=9,
-        wrap=True,
     )
     return figure
 

@@ -83,7 +83,8 @@ def _map(figure: Any, axes: Any, data: OcclusionStudy, values: Any) -> None:
     limits = {"vmin": low, "vmax": high if high > low else low + 1e-6}
     picture = axes.imshow(values, cmap=SCORE_COLOURS, extent=_extent(data), **limits)
     _frame(axes, data)
-    bar = figure.colorbar(picture, ax=axes, location="bottom", shrink=0.75, pad=0.02, aspect=30)
+    # an inset does not take its room from the panel: all panels stay of one size
+    bar = figure.colorbar(picture, cax=axes.inset_axes((0.1, -0.07, 0.8, 0.035)), orientation="horizontal")
     bar.ax.tick_params(labelsize=7)
 
 
