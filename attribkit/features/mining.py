@@ -129,10 +129,11 @@ def mine(
     if folder is not None:
         for path in sorted(folder.glob("state-*.safetensors")):
             earlier, theirs = Progress.load(path)
-            _check_same(theirs, config, path)
-            begun.merge(earlier)
+            if bool(earlier.done.any()):
+                _check_same(theirs, config, path)
+                begun.merge(earlier)
         ranks.wait()  # every process has read before one writes
-        if ranks.rank == 0:
+        if ranks.rank == 0 and bool(begun.done.any()):
             begun.save(folder / "state-0.safetensors", config)
         ranks.wait()
     todo = (~begun.done).nonzero()[:, 0].tolist()[ranks.rank :: ranks.count]
@@ -170,7 +171,8 @@ def _mine_chunks(
                 found.save(path, config)
                 saved = time.monotonic()
     finally:
-        if path is not None:  # on Ctrl-C too
+        # on Ctrl-C too; a run that failed at once must not stand in the way of the right one
+        if path is not None and bool(found.done.any()):
             found.save(path, config)
 
 
