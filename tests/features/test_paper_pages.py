@@ -1,5 +1,6 @@
 """The pages of docs/paper and the script that makes their pictures and numbers."""
 
+import argparse
 import importlib.util
 import re
 import sys
@@ -22,8 +23,12 @@ def script(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("make_figures", PAPER / "make_figures.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "HERE", tmp_path)
-    return module
+    shared = sys.modules["paper_shared"]
+    monkeypatch.setattr(shared, "HERE", tmp_path)
+    monkeypatch.setattr(shared, "options", argparse.Namespace(weights=None, run=None))
+    shared.fashion.cache_clear()
+    yield module
+    shared.fashion.cache_clear()
 
 
 def test_the_names_in_the_pages_are_the_scripts(script):
@@ -38,7 +43,7 @@ def test_the_names_in_the_pages_are_the_scripts(script):
 
 
 def test_every_marker_is_filled_by_the_script_and_is_closed(script):
-    code = (PAPER / "make_figures.py").read_text("utf-8")
+    code = "".join(file.read_text("utf-8") for file in PAPER.glob("*.py"))
     written = re.findall(r'numbers\(\s*"([a-z-]+)"', code)
     marked = [name for text in PAGES.values() for name in re.findall(r"<!-- numbers: ([a-z-]+) -->\n", text)]
     assert sorted(written) == sorted(marked)

@@ -45,7 +45,9 @@ def plot(data: Diagnosis) -> Figure:
     dominating = np.isin(order, data.dominating)
     sizes.bar(ranks, data.rms[order], width=0.85, color=np.where(dominating, COLOURS[1], COLOURS[0]).tolist())
     sizes.axhline(median, color="black", lw=1, label="median")
-    if data.rms.max() > 0.6 * DOMINANT * median:
+    limit = DOMINANT * median if data.rms.max() > 0.6 * DOMINANT * median else 0.0
+    sizes.set_ylim(0, 1.35 * max(float(data.rms.max()), limit, 1e-12))  # room for the legend
+    if limit:
         sizes.axhline(DOMINANT * median, color=COLOURS[1], lw=1, ls="--", label=f"{DOMINANT:g} × median: dominates")
     sizes.axhline(WEAK * median, color=GREY, lw=1, ls=":", label=f"{WEAK:g} × median: weak")
     _titled(sizes, "RMS of the weights", "filters by RMS")
@@ -59,7 +61,7 @@ def plot(data: Diagnosis) -> Figure:
     ratio = np.sort(np.nan_to_num(data.aliasing_ratio))[::-1]
     alias.bar(ranks, ratio, width=0.85, color=COLOURS[0])
     alias.axhline(1.0, color="black", lw=1, ls=":", label="as strong above the limit as below")
-    alias.set_ylim(0, max(1.1, 1.1 * float(ratio.max())))
+    alias.set_ylim(0, max(1.2, 1.2 * float(ratio.max())))
     stride = "×".join(map(str, dict.fromkeys(data.stride)))
     _titled(alias, f"aliasing ratio at stride {stride}", "filters by ratio")
     return figure
