@@ -8,6 +8,7 @@ from attribkit.training.finish import Result
 from attribkit.training.generalisation import ProbeRow, probe
 from attribkit.training.machine import Machine
 from attribkit.training.recipe import Recipe, TrainingError
+from attribkit.training.runs import load_run
 from attribkit.training.trainer import train
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "TrainingError",
     "ablation",
     "accuracy",
+    "load_run",
     "probe",
     "train",
 ]
