@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-from attribkit.engine.incremental.errors import NotReplayable
+from attribkit.engine.incremental.errors import TORCHS_OWN, NotReplayable
 
 #: Ways by which values leave torch, unseen by any operation.
 _ESCAPES = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "set_"})
@@ -93,7 +93,12 @@ def record(function: Callable[[Tensor], Any], x: Tensor) -> Recording:
     """
     recorder = _Recorder(x)
     with torch.no_grad(), _Escapes(recorder), recorder:
-        returned = function(x)
+        try:
+            returned = function(x)
+        except Exception as error:
+            if error is recorder.failed:
+                raise NotReplayable(f"an operation cannot be recorded: {error}") from error
+            raise
     if recorder.trouble:
         raise NotReplayable(recorder.trouble)
     recording = recorder.recording
@@ -107,7 +112,7 @@ def record(function: Callable[[Tensor], Any], x: Tensor) -> Recording:
 
 class _Escapes(TorchFunctionMode):
     def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -125,6 +130,7 @@ class _Recorder(TorchDispatchMode):
         self.ids: dict[int, int] = {}
         self.by_storage: dict[int, list[int]] = {}
         self.trouble = ""
+        self.failed: Exception | None = None
         self.recording.values[self._register(x)].varies = True
 
     def give_up(self, reason: str) -> None:
@@ -167,7 +173,12 @@ class _Recorder(TorchDispatchMode):
         written = _written(func, args, kwargs)
         for tensor in written:
             self._keep(tensor)
-        output = func(*args, **kwargs)
+        try:
+            output = func(*args, **kwargs)
+        except Exception as error:
+            if type(error) in TORCHS_OWN:
+                self.failed = error
+            raise
         varies = any(self.recording.values[leaf.index].varies for leaf in noted if isinstance(leaf, Ref))
         if not written:
             outputs = output if isinstance(output, (tuple, list)) else [output]
@@ -241,7 +252,7 @@ def _storage(tensor: Tensor) -> int | None:
 
 
 def _same_place(a: Tensor, b: Tensor) -> bool:
-    return a.storage_offset() == b.storage_offset() and a.shape == b.shape and a.stride() == b.stride()
+    return bool(a.storage_offset() == b.storage_offset()) and a.shape == b.shape and a.stride() == b.stride()
 
 
 def _refusal(func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> str:
@@ -272,7 +283,7 @@ def _undropped(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    found = []
+    found: list[Tensor] = []
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
