@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 #: What torch raises itself, as opposed to what models, callers and their subclasses raise through it.
 TORCHS_OWN = frozenset({RuntimeError, NotImplementedError, IndexError, ValueError, TypeError, KeyError, AttributeError})
 
