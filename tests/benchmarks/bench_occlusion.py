@@ -1,0 +1,229 @@
+"""Occlusion against Captum's: the same windows, all positions, in one process, interleaved.
+
+Run ``pytest -s -o python_files='bench_*.py' tests/benchmarks/bench_occlusion.py`` for two small models, or as a
+script with models, windows and threads of your choice; ``--families`` compares the scores at every position with the
+whole model's on the smallest models of many families instead. Results go to ``out/bench/occlusion.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+import captum.attr
+import pytest
+import timm
+import torch
+import torchvision
+
+import attribkit as ak
+from attribkit.builtin.occlusion import starts
+from attribkit.engine.incremental import Incremental
+from attribkit.models import zfnet
+
+PER_EVAL = (1, 16, 48)
+#: The least ratio to Captum's best that is aimed at: window 32 by stride 16, window 16 by stride 8.
+TARGETS = {
+    "torchvision/vgg16": (6.5, 8.0),
+    "zfnet": (4.0, 5.0),
+    "torchvision/alexnet": (2.8, 4.0),
+    "torchvision/resnet18": (2.7, None),
+    "torchvision/resnet50": (2.7, None),
+    "torchvision/mobilenet_v2": (4.0, None),
+    "timm/tf_efficientnet_lite0": (3.5, None),
+    "torchvision/googlenet": (2.5, None),
+    "torchvision/densenet121": (1.6, None),
+    "timm/efficientnet_b0": (1.0, None),
+    "timm/convnext_tiny": (1.0, None),
+    "timm/vit_tiny_patch16_224": (1.0, None),
+}
+FAMILIES = [
+    "resnet10t",
+    "resnext50_32x4d",
+    "seresnet18",
+    "res2net50_26w_4s",
+    "regnetx_002",
+    "regnety_002",
+    "mobilenetv2_035",
+    "mobilenetv3_small_050",
+    "efficientnet_lite0",
+    "efficientnet_b0",
+    "mnasnet_small",
+    "ghostnet_050",
+    "densenet121",
+    "vgg11",
+    "inception_v3",
+    "xception41",
+    "dla46_c",
+    "hrnet_w18_small",
+    "dpn68",
+    "repvgg_a0",
+    "convnext_atto",
+    "convnextv2_atto",
+    "edgenext_xx_small",
+    "mobilevit_xxs",
+    "poolformer_s12",
+    "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "mixer_s16_224",
+    "levit_128s",
+    "coatnet_0_224",
+    "nfnet_l0",
+    "selecsls42",
+    "vovnet39a",
+    "cspresnet50",
+    "rexnet_100",
+    "tinynet_e",
+    "lcnet_035",
+    "fbnetv3_b",
+    "hardcorenas_a",
+]
+
+
+def build(name: str, seed: int = 0) -> torch.nn.Module:
+    """Return a model of random weights."""
+    torch.manual_seed(seed)
+    source, _, rest = name.rpartition("/")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if name == "zfnet":
+            return zfnet().eval()
+        if source == "torchvision":
+            return getattr(torchvision.models, rest)(weights=None).eval()
+        return timm.create_model(rest).eval()
+
+
+def bound(model: torch.nn.Module, x: torch.Tensor, window: int, stride: int) -> float:
+    """Return how many times fewer multiplications of convolutions the changed rectangles need than whole maps."""
+    rows, columns = ((s := starts(side, window, stride), [min(a + window, side) for a in s]) for side in x.shape[2:])
+    plan = Incremental(model, x, (rows, columns), 0.0, 1 << 29).plan
+    changed = total = 0.0
+    for number, node in enumerate(plan.graph.nodes):
+        if node.op != "conv":
+            continue
+        output = node.outputs[0]
+        shape = plan.graph.values[output].shape
+        work = node.params["kernel"].weight[0].numel() * shape[1]
+        whole = shape[2] * shape[3] * len(rows[0]) * len(columns[0])
+        total += work * whole
+        sides = [
+            sum(h - w for w, h in zip(*plan.spans[a][output], strict=True)) for a in (0, 1) if number in plan.rules
+        ]
+        changed += work * (sides[0] * sides[1] if sides else whole)
+    return total / changed if changed else 1.0
+
+
+def compare(name: str, window: int, stride: int, repeats: int) -> dict[str, object]:
+    """Time ours, ours in full and Captum's in turns; return seconds and ratios to Captum's best."""
+    model = build(name)
+    x = torch.randn(1, 3, 224, 224)
+    options = {"window": window, "stride": stride, "target": 3}
+
+    def captums(per_eval: int) -> None:
+        with torch.no_grad():
+            captum.attr.Occlusion(model).attribute(
+                x, (3, window, window), strides=(3, stride, stride), target=3, perturbations_per_eval=per_eval
+            )
+
+    runs = {
+        "auto": lambda: ak.attribute(model, x, "occlusion", **options),
+        "full": lambda: ak.attribute(model, x, "occlusion", engine="full", **options),
+        **{f"captum {n}": (lambda n=n: captums(n)) for n in PER_EVAL},
+    }
+    with torch.no_grad():
+        model(x)
+    seconds: dict[str, list[float]] = {key: [] for key in runs}
+    for _ in range(repeats):
+        for key, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[key].append(time.perf_counter() - start)
+    best = min((key for key in runs if key.startswith("captum")), key=lambda key: statistics.median(seconds[key]))
+    found: dict[str, object] = {"model": name, "window": window, "stride": stride, "threads": torch.get_num_threads()}
+    for key in ("auto", "full"):
+        ratios = [a / b for a, b in zip(seconds[best], seconds[key], strict=True)]
+        found[key] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    found |= {"captum": best, "seconds": seconds, "bound": bound(model, x, window, stride)}
+    a, f = found["auto"], found["full"]
+    print(
+        f"{name} {window}/{stride}, {found['threads']} threads: {a['median']:.2f}x ({a['min']:.2f}-{a['max']:.2f}) of "
+        f"{best}; full {f['median']:.2f}x; arithmetic bound {found['bound']:.1f}",
+        flush=True,
+    )
+    return found
+
+
+def worst(name: str, window: int, stride: int, size: int | None) -> dict[str, object]:
+    """Return the largest difference of any position's score from the whole model's, over the largest |logit|."""
+    model = build(f"timm/{name}")
+    side = size or model.default_cfg["input_size"][-1]
+    x = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        largest = model(x).abs().max()
+    options = {"window": window, "stride": stride, "target": 3, "fill": 0.5}
+    ours = ak.attribute(model, x, "occlusion", **options)
+    full = ak.attribute(model, x, "occlusion", engine="full", **options)
+    error = float((ours.extras["score_map"] - full.extras["score_map"]).abs().max() / largest)
+    incremental = bool(ours.extras["incremental"].all())
+    print(f"{name}: {error:.1e} {'incremental' if incremental else 'in full'}", flush=True)
+    return {"model": name, "error": error, "incremental": incremental}
+
+
+def machine() -> str:
+    """Return what the timings were taken on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    return f"{cpu}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+@pytest.mark.parametrize("name", ["torchvision/mobilenet_v2", "torchvision/resnet18"])
+def test_faster_than_captum(name):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = compare(name, 32, 16, 3)
+    finally:
+        torch.set_num_threads(threads)
+    assert found["auto"]["median"] >= TARGETS[name][0]
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", help=f"default: {' '.join(TARGETS)}; with --families timm names")
+    parser.add_argument("--window", type=int, default=32)
+    parser.add_argument("--stride", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--families", action="store_true")
+    parser.add_argument("--size", type=int, help="side of the images for --families; default each model's own")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(machine())
+    results = []
+    for name in arguments.models or (FAMILIES if arguments.families else TARGETS):
+        try:
+            if arguments.families:
+                results.append(worst(name, arguments.window, arguments.stride, arguments.size))
+            else:
+                results.append(compare(name, arguments.window, arguments.stride, arguments.repeats))
+        except (RuntimeError, AssertionError, ak.AttribkitError) as error:
+            print(f"{name}: {error}".splitlines()[0], flush=True)
+            results.append({"model": name, "failed": str(error)})
+    out = Path("out/bench")
+    out.mkdir(parents=True, exist_ok=True)
+    part = out / "occlusion.json.part"
+    part.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
+    part.replace(out / ("occlusion-families.json" if arguments.families else "occlusion.json"))
+
+
+if __name__ == "__main__":
+    main()
