@@ -56,6 +56,7 @@ def numbers(context: click.Context, parameter: click.Parameter, given: str | Non
 @click.option(
     "--init", type=click.Choice(["paper", "scaled", "he", "model"]), help="Initial weights.  [default: paper for zfnet]"
 )
+@click.option("--weights", metavar="FILE", help="Weights to start from instead: an earlier run's, for one.")
 @click.option("--mean", type=click.Choice(["channel", "pixel", "model"]), help="What is subtracted.  [default: channel "
               "for zfnet, else the model's own]")  # fmt: skip
 @click.option("--max-norm", default=0.1, show_default=True, help="Largest RMS of a convolution's filter; 0: no limit.")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attribkit.errors import InputError, ModelError, UnknownNameError, did_you_mean
 from attribkit.models._zfnet import ZFNet, zfnet
 from attribkit.models.building import guarded
+from attribkit.models.checkpoint import load_weights, read_checkpoint, without_prefixes
 from attribkit.training.pixels import Pixels, order
 from attribkit.training.recipe import Recipe
 from attribkit.training.steps import initialise
@@ -34,7 +35,7 @@ def build_network(recipe: Recipe, num_classes: int, in_chans: int) -> nn.Module:
     Parameters
     ----------
     recipe
-        ``model``, ``model_options``, ``size``, ``init`` and ``seed`` matter.
+        ``model``, ``model_options``, ``size``, ``init``, ``weights`` and ``seed`` matter.
     num_classes, in_chans
         Outputs, and channels of the input where ``model_options`` does not say.
 
@@ -44,6 +45,8 @@ def build_network(recipe: Recipe, num_classes: int, in_chans: int) -> nn.Module:
         If neither attribkit nor timm has the model, or zfnet no such option.
     ModelError
         If it cannot be built.
+    CheckpointError
+        If the file of weights cannot be read or does not fit.
     """
     options: dict[str, Any] = {"in_chans": in_chans, **recipe.model_options, "num_classes": num_classes}
     name = recipe.model.removeprefix("timm/")
@@ -65,6 +68,9 @@ def build_network(recipe: Recipe, num_classes: int, in_chans: int) -> nn.Module:
         network: nn.Module = guarded(f"{recipe.model} with {_shown(options)}", lambda: make(**options))
         how = recipe.init or ("paper" if name == "zfnet" else "model")
         initialise(network, how, INPUT_SPREAD if name == "zfnet" else 1.0)
+    if recipe.weights is not None:
+        state = without_prefixes(read_checkpoint(recipe.weights), network)
+        load_weights(network, state, checkpoint=recipe.weights, name=recipe.model)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ModelError(f"{recipe.model} has no weights to train")
     return network

@@ -49,6 +49,8 @@ class Recipe:
         ``"paper"``: weights from N(0, 0.01), biases 0; ``"scaled"``: that, for a ZFNet of another width or size;
         ``"he"``: N(0, √(2/fan-in)); ``"model"``: the model's own (see `attribkit.training.steps`). None takes
         the paper's for zfnet, else the model's own.
+    weights
+        A file of weights to start from in place of drawn ones: the end of an earlier run, for one.
     mean
         What is subtracted: ``"channel"``, the training set's mean colour; ``"pixel"``, its mean image (the paper's);
         ``"model"``, the mean in the model's data config. None takes "channel" for zfnet, else "model".
@@ -75,6 +77,7 @@ class Recipe:
     resize: int = 256
     flip: bool = True
     init: str | None = None
+    weights: str | None = None
     mean: str | None = None
     max_norm: float = 0.1
     val_fraction: float = 0.1

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from attribkit.errors import ImageError, InputError, UnknownNameError
+from attribkit.errors import CheckpointError, ImageError, InputError, UnknownNameError
 from attribkit.training import Machine, Recipe, TrainingError, loop, train
 
 HERE = Path(__file__).parent
@@ -332,3 +332,15 @@ def test_held_out_images_are_not_trained_with(tmp_path):
         epochs=2, mean="channel", val_fraction=0.3, model_options={"in_chans": 1}), network=network)  # fmt: skip
     assert (len(trained), len(validated)) == (28, 12)
     assert not trained & validated
+
+
+def test_a_run_may_start_from_the_weights_of_another(data, tmp_path):
+    options = {"width": 0.02, "in_chans": 1}
+    asked = {"model_options": options, "size": 48, "resize": 48}
+    first = train(data, tmp_path / "first", recipe(epochs=1, **asked))
+    taken = train(data, tmp_path / "second", recipe(epochs=0, weights=str(first.weights), **asked))
+    assert equal(first.weights, taken.weights)
+    assert not equal(first.weights, train(data, tmp_path / "drawn", recipe(epochs=0, **asked)).weights)
+    wider = {**asked, "model_options": {**options, "width": 0.1}}
+    with pytest.raises(CheckpointError, match="does not fit zfnet"):
+        train(data, tmp_path / "third", recipe(weights=str(first.weights), **wider))
