@@ -88,10 +88,9 @@ class Run:
             self.normaliser = Normaliser(mean, input_std(self.recipe, self.network, self.train_pixels.channels))
             if self.position.scaler:
                 self.scaler.load_state_dict(self.position.scaler)
-            if self.position.epoch > self.recipe.epochs:
-                raise TrainingError(
-                    f"{self.folder}: has done {self.position.epoch} epochs, {self.recipe.epochs} are asked for"
-                )
+            begun = self.position.epoch + (self.position.step > 0)
+            if begun > self.recipe.epochs:
+                raise TrainingError(f"{self.folder}: is in epoch {begun}; only {self.recipe.epochs} are asked for")
             self.resumed = True
             where = f"epoch {self.position.epoch}, step {self.position.step}"
             self.say(f"{self.folder}: goes on after {where}")

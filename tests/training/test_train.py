@@ -178,8 +178,26 @@ def test_another_configuration_is_refused_by_name(data, tmp_path):
     other = idx_folder(tmp_path / "other", train=45)
     with pytest.raises(TrainingError, match=r"data was '.*data .train.', is '.*other .train.'; images was"):
         train(other, tmp_path / "run", recipe(epochs=1), network=tiny())
-    with pytest.raises(TrainingError, match="has done 1 epochs, 0 are asked for"):
+    with pytest.raises(TrainingError, match="is in epoch 1; only 0 are asked for"):
         train(data, tmp_path / "run", recipe(epochs=0), network=tiny())
+
+
+def test_a_run_within_an_epoch_is_not_taken_for_a_finished_one(data, tmp_path, monkeypatch):
+    steps = []
+
+    def failing(self, *args):
+        steps.append(1)
+        if len(steps) == 9:  # the third step of the second epoch
+            raise KeyboardInterrupt
+        return plain(self, *args)
+
+    plain = loop.Run._step
+    monkeypatch.setattr(loop.Run, "_step", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", recipe(epochs=2), network=tiny(), machine=Machine(checkpoint_steps=1))
+    monkeypatch.undo()
+    with pytest.raises(TrainingError, match="is in epoch 2; only 1 are asked for"):
+        train(data, tmp_path / "run", recipe(epochs=1), network=tiny())
 
 
 def test_more_epochs_may_be_added(data, tmp_path):
