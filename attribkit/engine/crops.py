@@ -50,7 +50,9 @@ Windows = tuple[Window, Window]
 
 def windows(kernel: Any, stride: Any, padding: Any, dilation: Any) -> Windows:
     """Return the windows of rows and of columns; each setting is one number or two."""
-    rows, columns = ([s if isinstance(s, int) else s[i % len(s)] for s in (kernel, stride, padding, dilation)] for i in (0, 1))
+    rows, columns = (
+        [s if isinstance(s, int) else s[i % len(s)] for s in (kernel, stride, padding, dilation)] for i in (0, 1)
+    )
     return Window(*rows), Window(*columns)
 
 
@@ -90,7 +92,10 @@ def convolution(weight: Tensor, over: Windows, groups: int) -> Rule:
 
     def back(patch: Patch, sizes: Sequence[Size]) -> Sequence[Patch]:
         patch = patch.clean()
-        axes = [window.behind(axis, size) for window, axis, size in zip(over, (patch.rows, patch.columns), sizes[0], strict=True)]
+        axes = [
+            window.behind(axis, size)
+            for window, axis, size in zip(over, (patch.rows, patch.columns), sizes[0], strict=True)
+        ]
         padding = [window.padding_of(axis) for window, axis in zip(over, (patch.rows, patch.columns), strict=True)]
         stride = [window.stride for window in over]
         shape = (len(patch.values), weight.shape[1] * groups, *(axis.length for axis in axes))
@@ -98,16 +103,26 @@ def convolution(weight: Tensor, over: Windows, groups: int) -> Rule:
             # all but every so many inputs are left out: carrying the others alone is many times faster
             values = patch.values.new_zeros(shape)
             part = (len(patch.values), shape[1], *patch.values.shape[-2:])
-            values[:, :, :: stride[0], :: stride[1]] = _transposed(patch.values, part, weight, [1, 1], [0, 0], [1, 1], groups)
+            values[:, :, :: stride[0], :: stride[1]] = _transposed(
+                patch.values, part, weight, [1, 1], [0, 0], [1, 1], groups
+            )
         else:
-            values = _transposed(patch.values, shape, weight, stride, padding, [window.dilation for window in over], groups)
-        return (Patch(values, *axes, spills=True).fitted(),)
+            values = _transposed(
+                patch.values, shape, weight, stride, padding, [window.dilation for window in over], groups
+            )
+        return (Patch(values, axes[0], axes[1], spills=True).fitted(),)
 
     return back
 
 
 def _transposed(
-    values: Tensor, shape: tuple[int, ...], weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+    values: Tensor,
+    shape: tuple[int, ...],
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
 ) -> Tensor:
     # autograd's own derivative, which asks of the input no more than its shape
     like = values.new_empty(shape)
@@ -136,12 +151,13 @@ def unpool(switches: Tensor, over: Windows) -> Rule:
     def back(patch: Patch, sizes: Sequence[Size]) -> Sequence[Patch]:
         patch = patch.clean()
         rows, columns = (
-            window.behind(axis, size) for window, axis, size in zip(over, (patch.rows, patch.columns), sizes[0], strict=True)
+            window.behind(axis, size)
+            for window, axis, size in zip(over, (patch.rows, patch.columns), sizes[0], strict=True)
         )
         places = patch.crop(switches)
         width = sizes[0][1]
         if columns.length != width or not columns.whole or not rows.whole:
-            down = places.div(width, rounding_mode="floor")
+            down = places.div(width, rounding_mode="trunc")
             places -= down * width  # the column
             places += down * columns.length
             first = torch.tensor(
@@ -153,7 +169,7 @@ def unpool(switches: Tensor, over: Windows) -> Rule:
                 places.clamp_(0, rows.length * columns.length - 1)
         values = patch.values.new_zeros((*patch.values.shape[:2], rows.length * columns.length))
         values.scatter_add_(2, places.flatten(2), patch.values.flatten(2))
-        return (Patch(values.unflatten(2, (rows.length, columns.length)), rows, columns).fitted(),)
+        return (Patch(values.view(*values.shape[:2], rows.length, columns.length), rows, columns).fitted(),)
 
     return back
 
@@ -172,7 +188,7 @@ def joined(channels: Sequence[int]) -> Rule:
     """Return the rule of a concatenation along the channels."""
 
     def back(patch: Patch, sizes: Sequence[Size]) -> Sequence[Patch]:
-        return [replace(patch, values=part, owned=False) for part in patch.values.split(list(channels), 1)]
+        return [replace(patch, values=part, owned=False) for part in torch.split(patch.values, list(channels), 1)]
 
     return back
 

@@ -1,4 +1,4 @@
-"""Many units of one layer carried back after one forward pass: on rectangles where the tape allows, else by autograd."""
+"""Many units of one layer carried back after one forward pass: on rectangles where that is known, else by autograd."""
 
 from __future__ import annotations
 
@@ -90,28 +90,37 @@ def _on_rectangles(
     if value.ndim != 4 or x.ndim != 4 or any(t.positions is None or t.layout != "NCHW" for t in targets):
         return None
     try:
-        tape = read(value, x, {})
+        tape = read(value, x)
     except Unknown:
         return None
     out = x.new_zeros((len(x), len(targets), *x.shape[1:]))
+    # units near the border have smaller rectangles: with their like they need not be carried in larger ones
+    order = sorted(range(len(targets)), key=lambda number: _eccentricity(targets[number], value))
     with torch.no_grad():
         # the first unit alone shows how large the patches become
         first, count = 0, 1
-        while first < len(targets):
-            part = slice(first, first + count)
+        while first < len(order):
+            part = order[first : first + count]
             signals = None if activations is None else activations[:, part]
-            largest = _carry_patch(tape, value, targets[part], signals, out[:, part])
+            out[:, part], largest = _carry_patch(tape, x, value, [targets[number] for number in part], signals)
             first += count
-            count = max(1, _ELEMENTS * count // largest) if count == 1 else count
+            count = max(1, _ELEMENTS // largest) if count == 1 else count
     return out
 
 
+def _eccentricity(target: UnitTarget, value: Tensor) -> float:
+    """Return how far from the middle of the map a unit is, over all samples."""
+    height, width = value.shape[2:]
+    places: list[int] = target.positions.tolist()  # type: ignore[union-attr]
+    return sum(abs(p // width * 2 + 1 - height) / height + abs(p % width * 2 + 1 - width) / width for p in places)
+
+
 def _carry_patch(
-    tape: Tape, value: Tensor, targets: Sequence[UnitTarget], activations: Tensor | None, out: Tensor
-) -> int:
-    """Write the maps of some units to ``out`` [N, K, C, H, W]; return the most elements that were carried at once."""
+    tape: Tape, x: Tensor, value: Tensor, targets: Sequence[UnitTarget], activations: Tensor | None
+) -> tuple[Tensor, int]:
+    """Return the maps of some units [N, K, C, H, W] and the most elements that were carried at once."""
     samples, height, width = len(value), value.shape[2], value.shape[3]
-    positions = torch.stack([t.positions for t in targets]).flatten()  # type: ignore[arg-type,misc]
+    positions = torch.stack([t.positions for t in targets]).flatten()  # type: ignore[misc]
     channels = torch.tensor([t.unit.channel for t in targets], device=value.device).repeat_interleave(samples)
     seed = value.new_zeros((len(positions), value.shape[1], 1, 1))
     start = value.new_ones(()) if activations is None else activations.T.reshape(-1, 1)
@@ -120,13 +129,14 @@ def _carry_patch(
     rows = Axis(tuple(place // width for place in places), 1, height)
     columns = Axis(tuple(place % width for place in places), 1, width)
     patch, largest = tape.back(Patch(seed, rows, columns))
+    out = x.new_zeros((samples, len(targets), *x.shape[1:]))
     if patch is None:
-        return largest
+        return out, largest
     down = patch.rows.overlaps((0,) * len(places), patch.rows.size)
     across = patch.columns.overlaps((0,) * len(places), patch.columns.size)
     for j, found in enumerate(patch.values):
         out[j % samples, j // samples, :, down[j][1], across[j][1]] = found[:, down[j][0], across[j][0]]
-    return largest
+    return out, largest
 
 
 # -- by autograd -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ says so, and the caller lets autograd go the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from attribkit.engine import crops
 from attribkit.engine.crops import Rule, Size
-from attribkit.engine.inverse import InverseLayer, SiteCall
+from attribkit.engine.inverse import SiteCall
 from attribkit.engine.layers import GatedRectify, PassThrough, Rectify, Unpool
 from attribkit.engine.patches import Patch
 
@@ -70,15 +70,13 @@ class Tape:
         return waiting.get(len(self.steps)), largest
 
 
-def read(origin: Tensor, x: Tensor, before: Mapping[Node, InverseLayer]) -> Tape:
+def read(origin: Tensor, x: Tensor) -> Tape:
     """Read the way from ``origin`` [N, C, H, W] back to the leaf ``x``.
 
     Parameters
     ----------
     origin, x
         Both in autograd's graph.
-    before
-        Nodes at whose output an inverse layer changes the signal before the node's own derivative.
 
     Raises
     ------
@@ -93,11 +91,6 @@ def read(origin: Tensor, x: Tensor, before: Mapping[Node, InverseLayer]) -> Tape
         edges = [(i, after) for i, (after, _) in enumerate(node.next_functions) if after in numbers]
         sizes = tuple(_shape(after)[2:] for _, after in edges)
         rule = _rule(node, [i for i, _ in edges], [_shape(after) for _, after in edges])
-        layer = before.get(node)
-        if layer is not None:
-            if type(layer) is not GatedRectify:
-                raise Unknown(repr(layer))
-            rule = crops.rectified(rule)
         steps.append(_Step(rule, tuple(numbers[after] for _, after in edges), sizes))  # type: ignore[arg-type]
     return Tape(steps)
 
@@ -199,7 +192,7 @@ def _elementwise(node: Any, shapes: list[tuple[int, ...]], shape: tuple[int, ...
     def derivative() -> Tensor:
         with torch.no_grad():
             found: Any = node(_ones(node))
-        return found if isinstance(found, Tensor) else found[0]  # type: ignore[no-any-return]
+        return found if isinstance(found, Tensor) else found[0]
 
     return crops.elementwise(derivative)
 
@@ -253,9 +246,7 @@ class _Known:
     many: bool = False
 
 
-_ELEMENTWISE = (
-    "LeakyRelu Hardtanh Elu Gelu Silu Mish Hardswish Hardsigmoid Softplus Sigmoid Tanh PreluKernel"
-)
+_ELEMENTWISE = "LeakyRelu Hardtanh Elu Gelu Silu Mish Hardswish Hardsigmoid Softplus Sigmoid Tanh PreluKernel"
 
 _NODES: dict[str, _Known] = {
     "ConvolutionBackward0": _Known(_convolution),

@@ -324,7 +324,7 @@ class Walk:
     def call(self, operation: Operation, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call of a known function: name it, attach its inverse layer if it has one, record it."""
         frame = self._stack[-1] if self._stack else None
-        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:  # type: ignore[attr-defined]
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             self.plain_graph = False
         kind = operation.kind_of_call(args, kwargs)
         if frame is None or frame.whole or kind is None:
