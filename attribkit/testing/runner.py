@@ -15,7 +15,7 @@ from typing import Any, Literal
 from attribkit.errors import AttribkitError, InputError
 from attribkit.method import Method
 from attribkit.testing.case import Case
-from attribkit.testing.raw import CheckError, own_generators
+from attribkit.testing.raw import CheckError, own_generators, own_switches
 from attribkit.testing.registry import Check, checks_for, known_failures
 
 Status = Literal["passed", "failed", "xfail", "xpass"]
@@ -131,7 +131,8 @@ def _search(check: Check, method: Method, examples: int, seed: int, *, shrink: b
         nonlocal count
         count += not last
         try:
-            check.run(method, case)
+            with own_switches():
+                check.run(method, case)
         except KeyboardInterrupt:
             raise
         except Exception as error:
@@ -188,7 +189,8 @@ def run_check(
     with _quiet():
         if check.cases is None:
             try:
-                check.run(method, None)
+                with own_switches():
+                    check.run(method, None)
             except Exception as error:
                 failure = _Failure(error, None)
         else:

@@ -13,10 +13,13 @@ from attribkit.testing import all_checks, checks_for, run_check, run_checks
 EXAMPLES = int(os.environ.get("MUTANT_EXAMPLES", "25"))
 
 
-@pytest.fixture(autouse=True)
-def grad_mode():
-    yield
-    torch.set_grad_enabled(True)  # a mutant's own fault must not reach other tests
+@pytest.mark.parametrize("name", ["GradModeLeft"])
+def test_a_fault_left_behind_reaches_no_other_check(name):
+    with MUTANTS[name].make() as method:
+        results = run_checks(method, examples=3, shrink=False)
+    assert torch.is_grad_enabled()
+    failed = {result.check for result in results if result.status == "failed"}
+    assert failed == {"check_generators_untouched", "check_fault_leaves_nothing"}
 
 
 def test_there_are_enough():

@@ -1,0 +1,102 @@
+"""``attribkit features``: what do a network's feature maps respond to, over a whole data set?"""
+
+from __future__ import annotations
+
+import click
+
+from attribkit.cli._group import COMMAND_LINE
+
+DEFAULT_OUT = "attribkit-features"
+
+
+def _channels(ctx: click.Context, param: click.Parameter, value: str) -> str | list[int]:
+    """Return ``"all"``, or the numbers in a list like ``0,3,5-9``, each once."""
+    if value.strip() == "all":
+        return "all"
+    found: list[int] = []
+    for part in value.split(","):
+        low, dash, high = (piece.strip() for piece in part.partition("-"))
+        if not low.isdecimal() or (dash and not high.isdecimal()) or (dash and int(high) < int(low)):
+            raise click.BadParameter(f"{value!r} is neither all nor a list like 0,3,5-9", ctx, param)
+        if dash and int(high) - int(low) > 1_000_000:
+            raise click.BadParameter(f"{part.strip()!r} are too many channels", ctx, param)
+        found += range(int(low), int(high) + 1) if dash else [int(low)]
+    return list(dict.fromkeys(found))
+
+
+@click.command(
+    epilog="The answer lies in the output folder: index.html (open it in a browser), a page and a sheet (LAYER.png) "
+    "for each layer, features.json and the crops as .safetensors. Stopped at any moment, the same command goes on from "
+    "there; torchrun shares the work among processes."
+)
+@click.option("--model", metavar="M", help="As for explain: timm/NAME, torchvision/NAME, zfnet or MODULE:FACTORY.")
+@click.option("--weights", metavar="FILE", help="A checkpoint, as for explain.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="A folder of images or of idx files, fashion-mnist, fashion-sample or torchvision/NAME:ROOT.",
+)
+@click.option("--split", metavar="PART", help="The part of the data: train, val or test.")
+@click.option("--layer", "layers", multiple=True, required=True, metavar="L", help="A layer; may be repeated.")
+@click.option("--channels", default="all", show_default=True, callback=_channels, metavar="LIST", help="Like 0,3,5-9.")
+@click.option("--top", default=9, show_default=True, type=click.IntRange(1, 100), help="Activations for each map.")
+@click.option("--method", default="deconvnet", show_default=True, metavar="M", help="What projects each activation.")
+@click.option(
+    "--batch-size", default=64, show_default=True, type=click.IntRange(min=1), help="Images loaded at a time."
+)
+@click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0), help="Processes that load images.")
+@click.option("--device", metavar="D", help="Such as cpu or cuda:0.  [default: cuda where there is one, else cpu]")
+@click.option("--out", default=DEFAULT_OUT, show_default=True, metavar="DIR", help="The folder to write into.")
+@click.pass_context
+def features(
+    ctx: click.Context,
+    model: str | None,
+    weights: str | None,
+    data: str,
+    split: str | None,
+    layers: tuple[str, ...],
+    channels: str | list[int],
+    top: int,
+    method: str,
+    batch_size: int,
+    workers: int,
+    device: str | None,
+    out: str,
+) -> None:
+    """Show what feature maps respond to: their strongest activations over a data set, projected to pixels.
+
+    Goes through the images once and keeps, for each feature map of each layer, the nine that excite it most. Each is
+    projected on its own and shown beside the image patch that caused it, as in Fig. 2 of Zeiler & Fergus.
+    """
+    import os
+    import sys
+    from pathlib import Path
+
+    from attribkit.cli._session import Session
+    from attribkit.datasets import open_images
+    from attribkit.features.gallery import gallery
+    from attribkit.plugins import manager
+
+    manager().method(method)  # an unknown one is said before anything is loaded
+    images = open_images(data, split)
+    session = Session(model, weights, device=device)
+    mined = gallery(
+        session.loaded,
+        images,
+        layers,
+        out,
+        channels=channels,
+        top=top,
+        method=method,
+        batch_size=batch_size,
+        workers=workers,
+        command=ctx.find_root().meta[COMMAND_LINE],
+        progress=sys.stderr.isatty(),
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return
+    used = len(mined.ids) - len(mined.skipped)
+    skipped = f", {len(mined.skipped)} left out" if mined.skipped else ""
+    maps = sum(len(layer.channels) for layer in mined.layers.values())
+    click.echo(f"{maps} feature maps over {used} images{skipped}: {Path(out) / 'index.html'}")

@@ -1,0 +1,133 @@
+"""The dense kernels: convolutions with folded batch norms and fused activations, on channels-last batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attribkit.engine.incremental.graph import Node
+
+#: An activation: oneDNN's name for it, its numbers, and how to apply it in place.
+Activation = tuple[str, list[Any], str]
+
+
+class Convolution:
+    """A convolution with an activation after it.
+
+    Parameters
+    ----------
+    weight, bias
+        As for ``F.conv2d``; only read.
+    stride, padding, dilation, groups
+        Pairs and a number.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> None:
+        self.weight, self.bias = weight.detach(), bias.detach() if bias is not None else None
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.act: Activation | None = None
+        self._packed: dict[tuple[int, int], Tensor] = {}
+        self._prepared = False
+        self._fused = False
+
+    def fold(self, scale: Tensor, shift: Tensor) -> None:
+        """Follow the convolution by a scale and a shift of its output channels."""
+        scale, shift = scale.flatten().double(), shift.flatten().double()
+        dtype = self.weight.dtype
+        before = 0 if self.bias is None else self.bias.double() * scale
+        self.weight = (self.weight.double() * scale.view(-1, 1, 1, 1)).to(dtype)
+        self.bias = (before + shift).to(dtype)
+
+    def _prepare(self) -> None:
+        self.weight = self.weight.contiguous(memory_format=torch.channels_last)
+        self._fused = (
+            self.weight.dtype == torch.float32
+            and self.weight.device.type == "cpu"
+            and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        )
+        self._prepared = True
+
+    def __call__(self, x: Tensor, padding: tuple[int, int] | None = None) -> Tensor:
+        """Return the convolution of ``x`` [B, C, H, W], padded by ``padding`` (default its own)."""
+        if not self._prepared:
+            self._prepare()
+        padding = self.padding if padding is None else padding
+        if self._fused and x.numel():
+            return self._by_onednn(x, padding)
+        y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return apply(self.act, y)
+
+    def _by_onednn(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        packed = self._packed.get(padding)
+        if packed is None:
+            packed = self._packed[padding] = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, padding, self.stride, self.dilation, self.groups, list(x.shape)
+            )
+        name, numbers, algorithm = self.act if self.act is not None else ("none", [], "")
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, packed, self.bias, padding, self.stride, self.dilation, self.groups, name, numbers, algorithm
+        )
+        return y
+
+
+def activation(node: Node) -> Activation | None:
+    """Return the activation that a call is, where it is one that kernels can apply themselves."""
+    a = node.arguments()
+    if node.name == "relu":
+        return "relu", [], ""
+    if node.name == "hardtanh":
+        return "hardtanh", [a["min_val"], a["max_val"]], ""
+    if node.name == "silu":
+        return "swish", [], ""
+    if node.name in ("sigmoid", "tanh", "hardswish", "hardsigmoid"):
+        return node.name, [], ""
+    if node.name == "leaky_relu":
+        return "leaky_relu", [a["negative_slope"]], ""
+    if node.name == "gelu":
+        return "gelu", [], a["approximate"]
+    return None
+
+
+def apply(act: Activation | None, y: Tensor) -> Tensor:
+    """Apply an activation to a tensor that is the caller's own, in place where torch can."""
+    if act is None:
+        return y
+    name, numbers, algorithm = act
+    if name == "gelu":
+        return F.gelu(y, approximate=algorithm)
+    functions: dict[str, Any] = {
+        "relu": torch.relu_,
+        "hardtanh": F.hardtanh_,
+        "swish": lambda t: F.silu(t, inplace=True),
+        "sigmoid": torch.sigmoid_,
+        "tanh": torch.tanh_,
+        "hardswish": lambda t: F.hardswish(t, inplace=True),
+        "hardsigmoid": lambda t: F.hardsigmoid(t, inplace=True),
+        "leaky_relu": F.leaky_relu_,
+    }
+    result: Tensor = functions[name](y, *numbers)
+    return result
+
+
+def contrast_norm(x: Tensor, band: Tensor, k: float, beta: float) -> Tensor:
+    """Return x / (k + band · x²)^beta over the channels of ``x`` [B, C, H, W]; ``band`` [C, C]."""
+    rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    total = torch.addmm(rows.new_full((), k), rows.square(), band)
+    if beta == 0.75:  # two roots are several times as fast as a power
+        total = total.mul_(total.sqrt()).sqrt_()
+    else:
+        total = total.pow_(beta)
+    out = torch.div(rows, total, out=total)
+    return out.view(x.shape[0], x.shape[2], x.shape[3], x.shape[1]).permute(0, 3, 1, 2)

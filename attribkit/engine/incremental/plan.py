@@ -1,0 +1,191 @@
+"""A program made ready to run on occluded copies of one image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_unflatten
+
+from attribkit.engine.incremental import kernels
+from attribkit.engine.incremental.errors import NotReplayable
+from attribkit.engine.incremental.graph import Graph, Node, Times
+from attribkit.engine.incremental.patches import Chunk, Clean, Side
+from attribkit.engine.incremental.record import Ref
+from attribkit.engine.incremental.rules import Rule, affine, rule_for
+from attribkit.engine.incremental.spans import Spans
+
+#: From this share of a map on, the whole of it is computed.
+COVERED = 0.85
+
+#: What `reshape` does where memory lies otherwise than in the recording.
+_VIEWS = frozenset({"view", "_unsafe_view"})
+
+
+class Plan:
+    """What to compute, on rectangles as long as it pays and on full maps from there.
+
+    Parameters
+    ----------
+    graph
+        The program, rewritten.
+    rows, columns
+        Along each axis, where the windows start and end: two sequences of the same length.
+    """
+
+    def __init__(self, graph: Graph, rows: Spans, columns: Spans) -> None:
+        self.graph = graph
+        self.rules: dict[int, Rule] = {}
+        self.spans: tuple[dict[int, Spans], dict[int, Spans]] = ({0: rows}, {0: columns})
+        self.lengths: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        self._note_lengths(0)
+        for number, node in enumerate(graph.nodes):
+            found = rule_for(graph, node)
+            if found is None:
+                continue
+            rule, axes = found
+            output = node.outputs[0]
+            if output is None:
+                continue
+            graph.values[output].axes = axes
+            self.rules[number] = rule
+            for axis in (0, 1):
+                self.spans[axis][output] = rule.spans(axis, [self.spans[axis][i] for i in rule.inputs])
+            self._note_lengths(output)
+        self.last_use = {i: n for n, node in enumerate(graph.nodes) for i in node.inputs}
+        self.last_use.update({i: len(graph.nodes) for i in graph.results()})
+        self.tail = self._find_tail()
+        self._sides: dict[tuple[int, tuple[int, ...]], Side] = {}
+
+    def _note_lengths(self, index: int) -> None:
+        info = self.graph.values[index]
+        if info.axes is not None:
+            for axis in (0, 1):
+                self.lengths[axis][index] = info.shape[info.axes[axis]]
+
+    def _find_tail(self) -> int:
+        """Return from which node on there are no maps any more, so that all positions go through at once."""
+        nodes = self.graph.nodes
+        if any(self.graph.values[i].axes is not None for i in self.graph.results()):
+            return len(nodes)
+        start = len(nodes)
+        for number in range(len(nodes) - 1, -1, -1):
+            touched = [*nodes[number].inputs, *(o for o in nodes[number].outputs if o is not None)]
+            infos = [self.graph.values[i] for i in touched if i in self.graph.values]
+            if any(info.axes is not None or not info.rows or len(info.shape) > 2 for info in infos):
+                break
+            start = number
+        return start
+
+    def side(self, axis: int, positions: Sequence[int]) -> Side:
+        """Return one side of a block, kept for the other blocks that share it."""
+        key = (axis, tuple(positions))
+        if key not in self._sides:
+            self._sides[key] = Side(axis, self.spans[axis], self.lengths[axis], list(positions))
+        return self._sides[key]
+
+    def clean(self, values: dict[int, Tensor]) -> Clean:
+        """Return the values of a clean image in the form in which blocks are computed from them."""
+        return Clean(self.graph, values)
+
+    def is_full(self, rows: Side, columns: Side, index: int) -> bool:
+        """Tell whether a value's rectangles cover so much of the map that the map is computed."""
+        covered = rows.places[index][1] * columns.places[index][1]
+        return covered >= COVERED * self.lengths[0][index] * self.lengths[1][index]
+
+    def run(self, clean: Clean, rows: Side, columns: Side, fill: float) -> dict[int, Tensor]:
+        """Compute a block of positions up to the tail; return what the tail needs, rows × columns positions."""
+        chunk = Chunk(clean, rows, columns)
+        info = self.graph.values[0]
+        (_, height), (_, width) = chunk.place(0)
+        chunk.patches[0] = self._occluded(chunk, info.shape[1], height, width, fill)
+        if self.is_full(rows, columns, 0):
+            chunk.full[0] = chunk.materialise(0)
+            del chunk.patches[0]
+        for number, node in enumerate(self.graph.nodes[: self.tail]):
+            rule, output = self.rules.get(number), node.outputs[0]
+            if rule is not None and output is not None and not any(i in chunk.full and i not in chunk.patches for i in node.inputs):
+                if not self.is_full(rows, columns, output):
+                    chunk.patches[output] = rule.run(chunk)
+                    self._forget(chunk, number, node)
+                    continue
+            full = {i: chunk.full[i] if i in chunk.full else chunk.materialise(i) for i in node.inputs}
+            chunk.full.update(self.call(node, full, chunk.count))
+            self._forget(chunk, number, node)
+        return {i: chunk.full[i] if i in chunk.full else chunk.materialise(i) for i in self._tail_inputs()}
+
+    def _occluded(self, chunk: Chunk, channels: int, height: int, width: int, fill: float) -> Tensor:
+        """Return the input's patches. Windows cut at the border are shorter than the rectangle, which then holds more."""
+        rows, columns = chunk.place(0)
+        buffer = chunk._copy(0, rows, columns, (0, 0, 0, 0), 0.0)
+        for i, y in enumerate(chunk.sides[0].positions):
+            for j, x in enumerate(chunk.sides[1].positions):
+                top, left = rows[0][i], columns[0][j]
+                buffer[
+                    i,
+                    j,
+                    self.spans[0][0][0][y] - top : self.spans[0][0][1][y] - top,
+                    self.spans[1][0][0][x] - left : self.spans[1][0][1][x] - left,
+                ] = fill
+        return buffer.flatten(0, 1).permute(0, 3, 1, 2)
+
+    def _forget(self, chunk: Chunk, number: int, node: Node) -> None:
+        for index in node.inputs:
+            if self.last_use[index] == number:
+                chunk.patches.pop(index, None)
+                chunk.full.pop(index, None)
+
+    def _tail_inputs(self) -> list[int]:
+        made = {o for node in self.graph.nodes[: self.tail] for o in node.outputs if o is not None} | {0}
+        wanted = {i for node in self.graph.nodes[self.tail :] for i in node.inputs} | set(self.graph.results())
+        return sorted(made & wanted)
+
+    def finish(self, values: dict[int, Tensor], count: int) -> list[Any]:
+        """Run the tail on ``count`` positions and return the leaves of what the model returns."""
+        values = dict(values)
+        for node in self.graph.nodes[self.tail :]:
+            values.update(self.call(node, values, count))
+        return [values[leaf.index] if isinstance(leaf, Ref) else leaf for leaf in self.graph.returns]
+
+    def whole(self, x: Tensor) -> dict[int, Tensor]:
+        """Run the program on full maps and return every value of one row, ``x`` [1, C, H, W]."""
+        values = {0: x}
+        for node in self.graph.nodes:
+            values.update(self.call(node, values, len(x)))
+        return values
+
+    def call(self, node: Node, values: dict[int, Tensor], count: int) -> dict[int, Tensor]:
+        """Run a node on full maps of ``count`` rows."""
+        output = node.outputs[0]
+        p = node.params
+        if node.op != "call":
+            if output is None:
+                raise NotReplayable(f"{node.op} returns nothing")
+            x = values[node.inputs[0]]
+            if node.op == "conv":
+                return {output: p["kernel"](x)}
+            if node.op == "max_pool":
+                pooled = F.max_pool2d(x, p["size"], p["stride"], p["padding"], p["dilation"], p["ceil"])
+                return {output: pooled}
+            if node.op == "avg_pool":
+                return {output: F.avg_pool2d(x, p["size"], p["stride"], p["padding"], p["ceil"], p["include"], p["divisor"])}
+            if node.op == "affine":
+                return {output: affine(node, x)}
+            return {output: kernels.contrast_norm(x, **p)}
+        leaves = [
+            values[leaf.index] if isinstance(leaf, Ref) else leaf.factor * count if isinstance(leaf, Times) else leaf
+            for leaf in node.leaves
+        ]
+        args, kwargs = tree_unflatten(leaves, node.spec)
+        returned = torch.reshape(args[0], args[1]) if node.name in _VIEWS else node.function(*args, **kwargs)
+        outputs = [returned] if node.single else _leaves(returned)
+        return {i: value for i, value in zip(node.outputs, outputs, strict=True) if i is not None}
+
+
+def _leaves(returned: Any) -> list[Any]:
+    from torch.utils._pytree import tree_flatten
+
+    return tree_flatten(list(returned))[0]

@@ -1,0 +1,201 @@
+"""Rewriting a program into fewer and faster operations: batch norms folded, activations fused, pools recognised.
+
+The model's tensors are only read; what is folded is copied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attribkit.engine.incremental.graph import Graph, Node
+from attribkit.engine.incremental.kernels import Convolution, activation
+from attribkit.engine.incremental.record import Ref
+
+_BATCH_NORMS = frozenset(
+    {"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+     "_batch_norm_with_update", "miopen_batch_norm"}
+)  # fmt: skip
+_COPIES = frozenset({"clone", "alias", "detach", "lift_fresh", "contiguous"})
+
+
+def rewrite(graph: Graph) -> None:
+    """Rewrite a program in place."""
+    _drop_copies(graph)
+    for node in graph.nodes:
+        _recognise(graph, node)
+    _contrast_norms(graph)
+    _fold(graph)
+    graph.prune()
+
+
+def _drop_copies(graph: Graph) -> None:
+    names: dict[int, int] = {}
+    kept = []
+    for node in graph.nodes:
+        node.inputs = [names.get(i, i) for i in node.inputs]
+        node.leaves = [Ref(names.get(x.index, x.index)) if isinstance(x, Ref) else x for x in node.leaves]
+        if _is_copy(graph, node) and isinstance(node.leaves[0], Ref) and node.outputs[0] is not None:
+            names[node.outputs[0]] = node.leaves[0].index
+        else:
+            kept.append(node)
+    graph.nodes = kept
+    graph.returns = [Ref(names.get(x.index, x.index)) if isinstance(x, Ref) else x for x in graph.returns]
+
+
+def _is_copy(graph: Graph, node: Node) -> bool:
+    output = node.outputs[0]
+    if output is None or len(node.outputs) != 1 or not node.inputs:
+        return False
+    a, b = graph.values[node.inputs[0]], graph.values[output]
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if node.name in _COPIES or node.name == "_adaptive_avg_pool2d":
+        return True
+    if node.name == "as_strided":  # a change of the strides of dimensions of one element
+        strides = node.arguments()["stride"]
+        if a.clean is None or b.clean is None:
+            return False
+        sides = zip(strides, a.clean.stride(), a.shape, strict=True)
+        return all(size == 1 or new == old for new, old, size in sides) and not node.arguments()["storage_offset"]
+    return False
+
+
+def _recognise(graph: Graph, node: Node) -> None:
+    """Give a call that is one of the operations known the form they have here."""
+    if node.op != "call" or not isinstance(node.leaves[0], Ref):
+        return
+    source, output = node.leaves[0].index, node.outputs[0]
+    if output is None or not graph.values[source].rows or len(node.inputs) != 1:
+        return
+    flat = len(graph.values[source].shape) == 4
+    others = [i for i in node.outputs[1:] if i is not None and i in graph.values]
+    if others and any(i in other.inputs for i in others for other in graph.nodes):
+        return
+    name = node.name
+    if name == "convolution" and flat:
+        a = node.arguments()
+        if not a["transposed"] and isinstance(a["weight"], Tensor):
+            kernel = Convolution(
+                a["weight"], a["bias"], _two(a["stride"]), _two(a["padding"]), _two(a["dilation"]), a["groups"]
+            )
+            _become(node, "conv", kernel=kernel)
+    elif name == "max_pool2d_with_indices" and flat:
+        a = node.arguments()
+        size = _two(a["kernel_size"])
+        _become(node, "max_pool", size=size, stride=_two(a["stride"] or size), padding=_two(a["padding"]),
+                dilation=_two(a["dilation"]), ceil=a["ceil_mode"])  # fmt: skip
+    elif name == "avg_pool2d" and flat:
+        a = node.arguments()
+        size = _two(a["kernel_size"])
+        _become(node, "avg_pool", size=size, stride=_two(a["stride"] or size), padding=_two(a["padding"]),
+                dilation=(1, 1), ceil=a["ceil_mode"], include=a["count_include_pad"], divisor=a["divisor_override"])  # fmt: skip
+    elif name in _BATCH_NORMS:
+        a = node.arguments()
+        mean, var = a["running_mean"], a["running_var"]
+        if not a.get("training", False) and isinstance(mean, Tensor) and isinstance(var, Tensor):
+            eps = a["eps"] if "eps" in a else a["epsilon"]
+            scale = (var.double() + eps).rsqrt() * (1 if a["weight"] is None else a["weight"].double())
+            shift = -mean.double() * scale + (0 if a["bias"] is None else a["bias"].double())
+            dtype = graph.values[output].dtype
+            view = (1, -1, *[1] * (len(graph.values[source].shape) - 2))
+            _become(node, "affine", scale=scale.to(dtype).view(view), shift=shift.to(dtype).view(view), act=None)
+
+
+def _become(node: Node, op: str, **params: Any) -> None:
+    node.op, node.params = op, params
+    node.outputs = node.outputs[:1]
+    node.leaves, node.function, node.spec = [], None, None
+
+
+def _two(value: Any) -> tuple[int, int]:
+    return (value[0], value[-1]) if isinstance(value, (list, tuple)) else (value, value)
+
+
+def _fold(graph: Graph) -> None:
+    """Fold batch norms and activations into the convolution or batch norm whose only use they are."""
+    consumers, results = graph.consumers(), set(graph.results())
+    makers = {output: node for node in graph.nodes for output in node.outputs if output is not None}
+    gone: set[int] = set()
+    for node in graph.nodes:
+        if not node.inputs:
+            continue
+        source = node.inputs[0]
+        maker = makers.get(source)
+        if maker is None or len(consumers[source]) != 1 or source in results or maker.op not in ("conv", "affine"):
+            continue
+        if maker.op == "affine" and node.op == "affine":
+            continue
+        if node.op == "affine" and maker.params["kernel"].act is None:
+            maker.params["kernel"].fold(node.params["scale"], node.params["shift"])
+        elif node.op == "call" and len(node.inputs) == 1:
+            act = activation(node)
+            held = maker.params["kernel"] if maker.op == "conv" else None
+            if act is None or (held.act if held is not None else maker.params["act"]) is not None:
+                continue
+            if held is not None:
+                held.act = act
+            else:
+                maker.params["act"] = act
+        else:
+            continue
+        maker.outputs = list(node.outputs)
+        makers[node.outputs[0] if node.outputs[0] is not None else -1] = maker
+        gone.add(id(node))
+    graph.nodes = [node for node in graph.nodes if id(node) not in gone]
+
+
+def _contrast_norms(graph: Graph) -> None:
+    """Recognise F.local_response_norm: x / (k + alpha * mean of squares over neighbouring channels) ** beta."""
+    consumers = graph.consumers()
+
+    def only(index: int | None, name: str) -> Node | None:
+        if index is None or len(consumers.get(index, [])) != 1 or consumers[index][0].name != name:
+            return None
+        return consumers[index][0]
+
+    dropped: set[int] = set()
+    for node in graph.nodes:
+        if node.name != "mul" or len(node.inputs) != 1 or node.leaves[:2] != [Ref(node.inputs[0])] * 2:
+            continue
+        info = graph.values[node.inputs[0]]
+        if not info.rows or len(info.shape) != 4:
+            continue
+        chain, current = [node], node
+        for name in ("view", "constant_pad_nd", "avg_pool3d", "squeeze", "view", "mul", "add", "pow", "div"):
+            following = only(current.outputs[0], name)
+            if following is None and name == "view":
+                following = only(current.outputs[0], "unsqueeze")
+            if following is None:
+                break
+            chain.append(following)
+            current = following
+        if len(chain) != 10 or chain[-1].inputs[0] != node.inputs[0] or chain[-1].leaves[1] != Ref(chain[-2].outputs[0]):
+            continue
+        pool, padding = chain[3].arguments(), chain[2].arguments()
+        channels = info.shape[1]
+        size, pads = pool["kernel_size"][0], list(padding["pad"])
+        scale, add = chain[6].leaves[1], chain[7].arguments()
+        numbers = (scale, add["other"], chain[8].leaves[1])
+        if (
+            list(pool["kernel_size"]) != [size, 1, 1]
+            or pads != [0, 0, 0, 0, size // 2, (size - 1) // 2]
+            or padding["value"] != 0
+            or list(pool["stride"]) not in ([1, 1, 1], [1])
+            or any(pool["padding"])
+            or pool["divisor_override"]
+            or add["alpha"] != 1
+            or not all(isinstance(number, (int, float)) for number in numbers)
+            or graph.values[chain[5].outputs[0] or 0].shape != info.shape
+        ):
+            continue
+        places = torch.arange(channels)
+        offset = places[:, None] - places[None]  # a channel's window starts size // 2 before it
+        band = ((offset >= -(size // 2)) & (offset <= (size - 1) // 2)).to(info.dtype)
+        last = chain[-1]
+        last.inputs = [node.inputs[0]]
+        _become(last, "contrast_norm", band=band * (scale / size), k=numbers[1], beta=numbers[2])
+        dropped.update(id(n) for n in chain[:-1])
+    graph.nodes = [node for node in graph.nodes if id(node) not in dropped]

@@ -1,0 +1,230 @@
+"""Errors: of a network in training, by single centre crops; and of any loaded model, by one crop or ten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attribkit.datasets import ImageSource
+from attribkit.engine.outputs import class_scores
+from attribkit.errors import InputError, ModelError
+from attribkit.images import to_rgb
+from attribkit.models.building import LoadedModel
+from attribkit.progress import track
+from attribkit.training.networks import Normaliser
+from attribkit.training.pixels import Pixels, ahead, centre_crop, ten_crops
+
+__all__ = ["Errors", "accuracy", "crops_of", "error_counts"]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How often a model is wrong.
+
+    Attributes
+    ----------
+    images
+        How many were looked at.
+    top1, top5
+        The fraction whose class is not the most probable one; not among the five most probable ones.
+    loss
+        The mean cross-entropy.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    loss: float
+
+
+def error_counts(probabilities: Tensor, classes: Tensor) -> Tensor:
+    """Return [top-1 errors, top-5 errors, summed cross-entropy, images] in float64.
+
+    Parameters
+    ----------
+    probabilities
+        [n, K].
+    classes
+        The right ones, [n].
+    """
+    values = probabilities.double()
+    best = values.topk(min(5, values.shape[1])).indices
+    hit = best == classes[:, None]
+    loss = F.nll_loss(values.clamp_min(1e-300).log(), classes, reduction="sum")
+    counts = [(~hit[:, 0]).sum(), (~hit.any(dim=1)).sum(), loss, torch.tensor(float(len(classes)))]
+    return torch.stack([count.double().cpu() for count in counts])
+
+
+def crops_of(images: Tensor, size: int, crops: int) -> list[Tensor]:
+    """Return the centre crop of images [n, C, H, W], or the ten crops."""
+    if crops not in (1, 10):
+        raise InputError(f"crops={crops} must be 1 or 10")
+    return [centre_crop(images, size)] if crops == 1 else ten_crops(images, size)
+
+
+def evaluate(
+    network: nn.Module,
+    pixels: Pixels,
+    classes: Tensor,
+    normaliser: Normaliser,
+    size: int,
+    *,
+    device: torch.device,
+    crops: int = 1,
+    batch_size: int = 256,
+    workers: int = 0,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    share: tuple[int, int] = (0, 1),
+    channels_last: bool = False,
+) -> Tensor:
+    """Return `error_counts` of a network over images, summed; its training flags come back.
+
+    Parameters
+    ----------
+    network, pixels, classes, normaliser, size
+        The network; the images, their classes and what turns their bytes into input of ``size``.
+    device
+        Where the network is.
+    crops
+        1: the centre; 10: the mean of the ten crops' probabilities.
+    batch_size
+        Images at a time.
+    workers
+        Threads that prepare batches.
+    context
+        Entered around every forward pass (autocast).
+    share
+        (rank, world size): every world-size-th image is looked at, from the rank-th.
+    channels_last
+        The input's memory format.
+    """
+    rows = np.arange(share[0], len(pixels), share[1])
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    total = torch.zeros(4, dtype=torch.float64)
+    training = [(module, module.training) for module in network.modules()]
+    network.eval()
+    made = ahead(lambda batch: normaliser.centred(pixels.take(batch)), batches, workers)
+    try:
+        with torch.no_grad():
+            for batch, whole in zip(batches, track(made, "validation", len(batches)), strict=True):
+                found: Any = 0.0
+                for crop in crops_of(whole, size, crops):
+                    inputs = normaliser(crop.to(device))
+                    if channels_last:
+                        inputs = inputs.contiguous(memory_format=torch.channels_last)
+                    with context():
+                        scores = class_scores(network(inputs))
+                    found = found + scores.float().softmax(dim=1)
+                total += error_counts(found / crops, classes[torch.from_numpy(batch)].to(device))
+    finally:
+        for module, flag in training:
+            module.training = flag
+    return total
+
+
+def errors_from(total: Tensor) -> Errors:
+    """Return summed `error_counts` as fractions."""
+    images = int(total[3])
+    top1, top5, loss = (float(value) / max(images, 1) for value in total[:3])
+    return Errors(images, top1, top5, loss)
+
+
+def accuracy(
+    loaded: LoadedModel,
+    source: ImageSource,
+    *,
+    crops: int = 1,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    limit: int | None = None,
+) -> Errors:
+    """Measure how often a loaded model is wrong, with its own preprocessing.
+
+    Parameters
+    ----------
+    loaded
+        From `attribkit.load_model`.
+    source
+        Labelled images; class k of the source is the model's class k.
+    crops
+        1: what the preprocessing cuts out; 10: the image resized as the preprocessing does, the four corners and the
+        centre of it and all of them flipped, their probabilities averaged (§3).
+    batch_size
+        Images at a time.
+    device
+        Where the model runs.
+    limit
+        Look at the first so many images only.
+
+    Raises
+    ------
+    InputError
+        If the images have no classes, or more classes than the model; if ten crops cannot be taken from the
+        preprocessing.
+    """
+    classes = torch.from_numpy(source.classes())[:limit]
+    model = loaded.model.to(device).eval()
+    steps = [loaded.preprocess] if crops == 1 else _ten_crop_steps(loaded)
+    total = torch.zeros(4, dtype=torch.float64)
+    starts = range(0, len(classes), batch_size)
+    if crops not in (1, 10):
+        raise InputError(f"crops={crops} must be 1 or 10")
+    with torch.no_grad():
+        for start in track(starts, f"{source.name}"):
+            wanted = classes[start : start + batch_size]
+            images = [source.load(start + i) for i in range(len(wanted))]
+            found: Any = 0.0
+            for inputs in _inputs(images, steps):
+                found = found + class_scores(model(inputs.to(device))).float().softmax(dim=1)
+            if int(wanted.max()) >= found.shape[1]:
+                raise InputError(
+                    f"{source.name} has a class {int(wanted.max())}, the model only {found.shape[1]} classes"
+                )
+            total += error_counts(found / crops, wanted.to(device))
+    return errors_from(total)
+
+
+def _inputs(images: list[Any], steps: list[Any]) -> Iterator[Tensor]:
+    """Yield a batch for each crop."""
+    if len(steps) == 1:
+        yield torch.stack([steps[0](image) for image in images])
+        return
+    before, size, after, mode = steps
+    cut = [ten_crops(_bytes(before(to_rgb(image).convert(mode))), size) for image in images]
+    for place in range(10):
+        yield torch.stack([after(crops[place]) for crops in cut])
+
+
+def _bytes(image: Any) -> Tensor:
+    values = torch.from_numpy(np.array(image))
+    return values[None] if values.ndim == 2 else values.permute(2, 0, 1)
+
+
+def _ten_crop_steps(loaded: LoadedModel) -> list[Any]:
+    """Return [resize, crop size, bytes to input, PIL mode] of a preprocessing by timm."""
+    from torchvision import transforms
+
+    transform = getattr(loaded.preprocess, "transform", None)
+    steps = list(getattr(transform, "transforms", ()))
+    place = next((i for i, step in enumerate(steps) if isinstance(step, transforms.CenterCrop)), None)
+    normalise = next((step for step in steps if isinstance(step, transforms.Normalize)), None)
+    if place is None or normalise is None:
+        raise ModelError(f"{loaded.name}: ten crops need a preprocessing that resizes, crops and normalises by timm")
+    before = transforms.Compose(steps[:place])
+    size = steps[place].size
+    side = size if isinstance(size, int) else size[0]
+    if not isinstance(size, int) and len(set(size)) > 1:
+        raise ModelError(f"{loaded.name}: ten crops need a square input, not {size}")
+
+    def after(crop: Tensor) -> Tensor:
+        values: Tensor = normalise(crop.float() / 255)
+        return values
+
+    return [before, side, after, "RGB" if loaded.input_size[0] == 3 else "L"]

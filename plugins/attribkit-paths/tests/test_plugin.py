@@ -1,0 +1,13 @@
+"""The plugin is installed."""
+
+from attribkit_paths import _METHODS
+
+import attribkit as ak
+
+
+def test_the_methods_are_registered():
+    known = ak.methods()
+    for name, (_, summary) in _METHODS.items():
+        assert (known[name].distribution, known[name].summary) == ("attribkit-paths", summary)
+        assert known[name].load().name == name
+        assert known[name].options["base"] == "gradient"
