@@ -12,7 +12,7 @@ PYTEST_FLAGS ?=
 ZOO ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types check images docs bench zoo mutants conformance clean distclean
+.PHONY: help venv demo test lint format types check images figures fields docs bench zoo mutants conformance clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
@@ -51,8 +51,14 @@ check: lint types docs test  ## all of lint, types, docs and test
 images: $(STAMP)  ## make the pictures of the README
 	$(VENV)/bin/python docs/make_images.py
 
+figures: $(STAMP)  ## make the pictures and the numbers of docs/paper
+	$(VENV)/bin/python docs/paper/make_figures.py
+
+fields: $(STAMP)  ## compare every receptive field of four networks with the gradient's support
+	$(VENV)/bin/python tests/features/every_field.py
+
 docs: $(STAMP)  ## check the documentation: every relative link leads somewhere
-	$(VENV)/bin/python docs/check_links.py README.md CHANGELOG.md docs/*.md
+	$(VENV)/bin/python docs/check_links.py README.md CHANGELOG.md docs/*.md docs/*/*.md
 
 bench: $(STAMP)  ## run the benchmarks
 	$(RUN) pytest -s -o python_files='bench_*.py' tests/benchmarks

@@ -75,7 +75,7 @@ def features(
 
     from attribkit.cli._session import Session
     from attribkit.datasets import open_images
-    from attribkit.features.gallery import gallery
+    from attribkit.features.galleries import gallery
     from attribkit.plugins import manager
 
     manager().method(method)  # an unknown one is said before anything is loaded

@@ -19,7 +19,7 @@ if _TYPE_CHECKING:
     from attribkit.features.crops import Crops, project_mined
     from attribkit.features.draw import plot
     from attribkit.features.fields import ReceptiveField, receptive_field, receptive_fields
-    from attribkit.features.gallery import figure, gallery
+    from attribkit.features.galleries import figure, gallery
     from attribkit.features.mined import Mined, MinedLayer
     from attribkit.features.mining import mine
 
@@ -29,7 +29,7 @@ _MODULES = {
     "mining": ("mine",),
     "mined": ("Mined", "MinedLayer"),
     "crops": ("Crops", "project_mined"),
-    "gallery": ("figure", "gallery"),
+    "galleries": ("figure", "gallery"),
     "_evolution": ("Evolution", "evolution"),
     "_snapshots": ("find_snapshots",),
     "_invariance": ("Curve", "Invariance", "invariance"),

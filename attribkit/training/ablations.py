@@ -19,11 +19,12 @@ from attribkit.datasets import ImageSource
 from attribkit.training.division import divide
 from attribkit.training.evaluation import errors_from, evaluate
 from attribkit.training.finish import Result
+from attribkit.training.loop import STATE
 from attribkit.training.machine import Machine
 from attribkit.training.networks import Normaliser
 from attribkit.training.pixels import Pixels
 from attribkit.training.recipe import Recipe
-from attribkit.training.trainer import STATE, train
+from attribkit.training.trainer import train
 from attribkit.training.variants import build_variant, find_variants
 
 __all__ = ["AblationRow", "ablation"]

@@ -234,7 +234,7 @@ def untrained() -> None:
     grid[0, 0].set_ylabel("image", fontsize=9)
     row = 1
     for name, model in networks.items():
-        for layer in ("relu2", "relu5"):
+        for layer in ("pool2", "pool5"):
             totals = ak.project(model, x, layer, range(24)).scores.argmax(1)
             for column in range(len(x)):
                 values = ak.project(model, x[column : column + 1], layer, [int(totals[column])]).values[0, 0]
@@ -246,9 +246,9 @@ def untrained() -> None:
 
 @figure
 def feature_maps() -> None:
-    """Fig. 2, two layers."""
+    """Fig. 2."""
     (paper_shared.HERE / "images").mkdir(exist_ok=True)
-    for layer in ("relu2", "relu5"):
+    for layer in ("pool2", "pool5"):
         features.figure(paper_shared.HERE / "images" / f"features-{layer}.png", fashion(), sample(), layer, maps=9)
 
 

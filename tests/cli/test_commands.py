@@ -16,7 +16,10 @@ from attribkit.cli._group import describe, printable, say_error
 from attribkit.errors import InputError
 
 HEAVY = ("torch", "numpy", "matplotlib", "timm", "torchvision", "PIL", "jinja2")
-OWN = ["explain", "demo", "methods", "inspect", "plugins"]
+OWN = [
+    *("explain", "demo", "methods", "inspect", "features", "plugins", "train", "accuracy", "ablation", "probe", "evolution"),
+    *("invariance", "occlusion-study", "correspondence", "diagnose", "check", "new-plugin"),
+]
 
 PLUGIN = """
 import click

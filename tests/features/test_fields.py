@@ -108,3 +108,45 @@ def test_what_is_known_of_zfnet():
     assert all(f.unknown == () for f in fields.values())
     with pytest.raises(UnknownNameError, match="conv9"):
         receptive_field(zfnet(10, width=0.05), (3, 224, 224), "conv9")
+
+
+class Branches(nn.Module):
+    """A short and a long branch, concatenated; then gates over the whole map; then what nobody knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.short, self.long, self.join = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 5, padding=2), nn.Identity()
+        self.gated, self.shifted, self.strange = nn.Identity(), nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        x = self.join(torch.cat([self.short(x), self.long(x)], 1))
+        self.shifted(torch.roll(x, 1, dims=3))
+        self.gated(x * x.mean((2, 3), keepdim=True).sigmoid())
+        return self.strange(torch.fft.fft2(x).real)
+
+
+def test_branches_gates_shifts_and_the_unknown():
+    fields = receptive_fields(Branches(), (3, 12, 12), ["join", "shifted", "gated", "strange"])
+    join = fields["join"]
+    assert join.box((6, 6), 0) == (6, 6, 7, 7)
+    assert join.box((6, 6), 3) == join.box((6, 6)) == (4, 4, 9, 9)
+    assert fields["shifted"].box((6, 6), 0) == (6, 5, 7, 6)
+    assert fields["shifted"].box((6, 0), 0) == (6, 11, 7, 12)
+    assert fields["gated"].whole
+    assert fields["gated"].unknown == ()
+    assert fields["strange"].whole
+    assert "fft_fft2" in fields["strange"].unknown or "fft2" in str(fields["strange"].unknown)
+
+
+def test_tokens_and_windows(one_thread):
+    import timm
+
+    vit = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=32, num_heads=2).eval()
+    fields = receptive_fields(vit, (3, 224, 224), ["patch_embed", "blocks.0"])
+    assert fields["patch_embed"].box((1, 2)) == (16, 32, 32, 48)
+    assert fields["blocks.0"].whole
+    swin = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24, depths=(2,), num_heads=(2,)).eval()
+    field = receptive_field(swin, (3, 224, 224), "layers.0.blocks.0")
+    assert field.box((0, 0)) == (0, 0, 28, 28)
+    assert field.box((8, 20)) == (28, 56, 56, 84)
+    assert field.unknown == ()

@@ -11,7 +11,7 @@ from test_mining import Noise, preprocess, small_zfnet
 import attribkit as ak
 from attribkit.features.crops import Crops, project_mined
 from attribkit.features.fields import receptive_fields
-from attribkit.features.gallery import figure, file_names
+from attribkit.features.galleries import figure, file_names
 from attribkit.features.grid import ContactSheet, sprite, tile_size, tiles_of
 from attribkit.features.mining import mine
 from attribkit.models.building import LoadedModel

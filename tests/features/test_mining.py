@@ -2,11 +2,8 @@
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -243,15 +240,15 @@ if rank == 0:
 """
 
 
-def start(state, slow=0.0, ranks=1):
+def start(state, slow=0.0, ranks=1, script=SCRIPT):
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc-per-node={ranks}"]
-    script = Path(state) / "run.py"
-    script.write_text(SCRIPT.format(here=str(HERE)))
+    file = Path(state) / "run.py"
+    file.write_text(script.format(here=str(HERE)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(
-        [*launcher, str(script), str(state), str(slow)],
+        [*launcher, str(file), str(state), str(slow)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -272,19 +269,32 @@ def test_two_processes_find_what_one_finds(tmp_path, one_thread):
     assert two[1] == [{"image": "image 7", "reason": "image 7: is damaged"}]
 
 
+KILLS = """
+import os, random, signal, time
+from pathlib import Path
+state = Path(sys.argv[1]) / "state-0.safetensors"
+moments = random.Random(0)
+for _ in range(5):
+    before = state.stat().st_mtime_ns if state.exists() else 0
+    child = os.fork()
+    if child == 0:
+        mining.mine(t.small_zfnet(), t.Noise(120, bad=(7,)), ["conv1", "pool5", "fc8"], preprocess=preprocess,
+                    state=sys.argv[1])
+        os._exit(0)
+    while not state.exists() or state.stat().st_mtime_ns == before:
+        time.sleep(0.001)
+    time.sleep(moments.random() * 0.1)
+    os.kill(child, signal.SIGKILL)
+    print("killed by", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+slow = 0.0
+"""
+
+
 def test_killed_at_any_moment_it_goes_on(tmp_path, one_thread):
     found = mine(small_zfnet(), Noise(120, bad=(7,)), ["conv1", "pool5", "fc8"], preprocess=preprocess).to_dict()
-    moments = random.Random(0)
-    state = tmp_path / "state-0.safetensors"
-    for _ in range(2):
-        process = start(tmp_path, slow=0.01)
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
-            time.sleep(0.005)
-        time.sleep(moments.random() * 0.3)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert finished(start(tmp_path)) == json.loads(json.dumps([found["layers"], found["skipped"]]))
+    setup, rest = SCRIPT.split("with mining.processes")
+    process = start(tmp_path, slow=0.005, script=setup + KILLS + "with mining.processes" + rest)
+    assert finished(process) == json.loads(json.dumps([found["layers"], found["skipped"]]))
 
 
 def test_bad_input(one_thread):

@@ -22,8 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from attribkit.errors import ImageError, InputError, UnknownNameError
-from attribkit.training import Machine, Recipe, TrainingError, train
-from attribkit.training import trainer as loop
+from attribkit.training import Machine, Recipe, TrainingError, loop, train
 
 HERE = Path(__file__).parent
 
@@ -81,7 +80,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(step, data, tmp_path, monkeypatch):
         pass
 
     done = []
-    plain = loop._Run._step
+    plain = loop.Run._step
 
     def failing(self, *args):
         if len(done) == step:
@@ -89,7 +88,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(step, data, tmp_path, monkeypatch):
         done.append(1)
         return plain(self, *args)
 
-    monkeypatch.setattr(loop._Run, "_step", failing)
+    monkeypatch.setattr(loop.Run, "_step", failing)
     with pytest.raises(Stop):
         train(data, tmp_path / "cut", recipe(), network=tiny(), machine=Machine(checkpoint_steps=2))
     monkeypatch.undo()

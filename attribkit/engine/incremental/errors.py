@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+#: What torch raises itself, as opposed to what models, callers and their subclasses raise through it.
+TORCHS_OWN = frozenset({RuntimeError, NotImplementedError, IndexError, ValueError, TypeError, KeyError, AttributeError})
+
 
 class NotReplayable(Exception):
     """The forward pass does something that a replay on other rows could get wrong; the message says what.

@@ -54,7 +54,7 @@ class Convolution:
         self._fused = (
             self.weight.dtype == torch.float32
             and self.weight.device.type == "cpu"
-            and torch.backends.mkldnn.is_available()
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
             and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         )
         self._prepared = True

@@ -69,7 +69,7 @@ class Side:
                 if low < high:
                     found.append((a, b, low - relative[a], high - relative[a], low, high))
             self.starts[key] = found
-        return found  # type: ignore[no-any-return]
+        return found
 
 
 class Chunk:
@@ -96,7 +96,12 @@ class Chunk:
         return self.sides[0].places[index], self.sides[1].places[index]
 
     def seen(
-        self, source: int, output: int | None, windows: tuple[Window, Window], pads: tuple[int, int, int, int], fill: float
+        self,
+        source: int,
+        output: int | None,
+        windows: tuple[Window, Window],
+        pads: tuple[int, int, int, int],
+        fill: float,
     ) -> Tensor:
         """Return what the windows of the output's rectangle see of the source [n, …]."""
         wanted = tuple(w.needed(*place) for w, place in zip(windows, self.place(output or 0), strict=True))
@@ -114,9 +119,7 @@ class Chunk:
     def shifted(self, source: int, output: int | None, by: tuple[int, int]) -> Tensor:
         """Return the source on the output's rectangle, the output being the source with padding before it."""
         here, there = self.place(source), self.place(output or 0)
-        if all(
-            a[1] == b[1] and tuple(o + d for o in a[0]) == b[0] for a, b, d in zip(here, there, by, strict=True)
-        ):
+        if all(a[1] == b[1] and tuple(o + d for o in a[0]) == b[0] for a, b, d in zip(here, there, by, strict=True)):
             return self.patches[source]
         return self._paste(self._copy(output or 0, *there, (0, 0, 0, 0), 0.0), source, *there, by)
 
@@ -127,7 +130,12 @@ class Chunk:
         return torch.stack(parts)[:, None]
 
     def gather(
-        self, source: int, rows: Place, columns: Place, pads: tuple[int, int, int, int] = (0, 0, 0, 0), fill: float = 0.0
+        self,
+        source: int,
+        rows: Place,
+        columns: Place,
+        pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+        fill: float = 0.0,
     ) -> Tensor:
         """Return rectangles of a source: clean, with the patch pasted in. Places count in the padded map."""
         return self._paste(self._copy(source, rows, columns, pads, fill), source, rows, columns, (pads[0], pads[2]))
@@ -150,7 +158,8 @@ class Chunk:
 
     def _paste(self, buffer: Tensor, source: int, rows: Place, columns: Place, before: tuple[int, int]) -> Tensor:
         axes = self.clean.graph.values[source].axes or (0, 1)
-        patch = self.patches[source].movedim(axes, (1, 2)).unflatten(0, self.shape)
+        patch = self.patches[source].movedim(axes, (1, 2))
+        patch = _blocks(patch, self.shape)
         here = self.place(source)
         across = self.sides[1].pastes(here[1], columns[0], columns[1], before[1])
         for a, b, s0, s1, d0, d1 in self.sides[0].pastes(here[0], rows[0], rows[1], before[0]):
@@ -166,3 +175,10 @@ class Chunk:
             found = self.gather(index, ((0,) * self.shape[0], height), ((0,) * self.shape[1], width))
             self.full[index] = found
         return found
+
+
+def _blocks(patch: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Split the first dimension in two, which is a view whatever the strides are."""
+    strides = patch.stride()
+    size = (*shape, *patch.shape[1:])
+    return patch.as_strided(size, (shape[1] * strides[0], *strides), patch.storage_offset())

@@ -107,18 +107,18 @@ class Plan:
             del chunk.patches[0]
         for number, node in enumerate(self.graph.nodes[: self.tail]):
             rule, output = self.rules.get(number), node.outputs[0]
-            if rule is not None and output is not None and not any(i in chunk.full and i not in chunk.patches for i in node.inputs):
-                if not self.is_full(rows, columns, output):
-                    chunk.patches[output] = rule.run(chunk)
-                    self._forget(chunk, number, node)
-                    continue
+            on_patches = all(i in chunk.patches for i in node.inputs)
+            if rule is not None and output is not None and on_patches and not self.is_full(rows, columns, output):
+                chunk.patches[output] = rule.run(chunk)
+                self._forget(chunk, number, node)
+                continue
             full = {i: chunk.full[i] if i in chunk.full else chunk.materialise(i) for i in node.inputs}
             chunk.full.update(self.call(node, full, chunk.count))
             self._forget(chunk, number, node)
         return {i: chunk.full[i] if i in chunk.full else chunk.materialise(i) for i in self._tail_inputs()}
 
     def _occluded(self, chunk: Chunk, channels: int, height: int, width: int, fill: float) -> Tensor:
-        """Return the input's patches. Windows cut at the border are shorter than the rectangle, which then holds more."""
+        """Return the input's patches; a window cut at the border is shorter than the rectangle around it."""
         rows, columns = chunk.place(0)
         buffer = chunk._copy(0, rows, columns, (0, 0, 0, 0), 0.0)
         for i, y in enumerate(chunk.sides[0].positions):
@@ -171,7 +171,9 @@ class Plan:
                 pooled = F.max_pool2d(x, p["size"], p["stride"], p["padding"], p["dilation"], p["ceil"])
                 return {output: pooled}
             if node.op == "avg_pool":
-                return {output: F.avg_pool2d(x, p["size"], p["stride"], p["padding"], p["ceil"], p["include"], p["divisor"])}
+                return {
+                    output: F.avg_pool2d(x, p["size"], p["stride"], p["padding"], p["ceil"], p["include"], p["divisor"])
+                }
             if node.op == "affine":
                 return {output: affine(node, x)}
             return {output: kernels.contrast_norm(x, **p)}

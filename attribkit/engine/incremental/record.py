@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-from attribkit.engine.incremental.errors import NotReplayable
+from attribkit.engine.incremental.errors import TORCHS_OWN, NotReplayable
 
 #: Ways by which values leave torch, unseen by any operation.
 _ESCAPES = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "set_"})
@@ -93,7 +93,12 @@ def record(function: Callable[[Tensor], Any], x: Tensor) -> Recording:
     """
     recorder = _Recorder(x)
     with torch.no_grad(), _Escapes(recorder), recorder:
-        returned = function(x)
+        try:
+            returned = function(x)
+        except Exception as error:
+            if error is recorder.failed:
+                raise NotReplayable(f"an operation cannot be recorded: {error}") from error
+            raise
     if recorder.trouble:
         raise NotReplayable(recorder.trouble)
     recording = recorder.recording
@@ -113,18 +118,19 @@ class _Escapes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in _ESCAPES:
             value = self.recorder.known(args[0]) if args else None
-            if value is not None and not self.recorder.recording.values[value].outside:
+            if value is not None and self.recorder.recording.values[value].varies:
                 self.recorder.give_up(f"the forward pass takes values out of torch ({func.__name__})")
         return func(*args, **(kwargs or {}))
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, x: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self.ids: dict[int, int] = {}
         self.by_storage: dict[int, list[int]] = {}
         self.trouble = ""
+        self.failed: Exception | None = None
         self.recording.values[self._register(x)].varies = True
 
     def give_up(self, reason: str) -> None:
@@ -159,7 +165,9 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        reason = _refusal(func, args, kwargs, tensors)
+        known = [self.known(tensor) for tensor in tensors]
+        varies = any(index is not None and self.recording.values[index].varies for index in known)
+        reason = _refusal(func, args, kwargs, tensors, varies)
         if reason:
             self.give_up(reason)
             return func(*args, **kwargs)
@@ -167,8 +175,12 @@ class _Recorder(TorchDispatchMode):
         written = _written(func, args, kwargs)
         for tensor in written:
             self._keep(tensor)
-        output = func(*args, **kwargs)
-        varies = any(self.recording.values[leaf.index].varies for leaf in noted if isinstance(leaf, Ref))
+        try:
+            output = func(*args, **kwargs)
+        except Exception as error:
+            if type(error) in TORCHS_OWN:
+                self.failed = error
+            raise
         if not written:
             outputs = output if isinstance(output, (tuple, list)) else [output]
             flat = [self._register(o) if isinstance(o, Tensor) else None for o in tree_flatten(list(outputs))[0]]
@@ -241,17 +253,18 @@ def _storage(tensor: Tensor) -> int | None:
 
 
 def _same_place(a: Tensor, b: Tensor) -> bool:
-    return a.storage_offset() == b.storage_offset() and a.shape == b.shape and a.stride() == b.stride()
+    return bool(a.storage_offset() == b.storage_offset()) and a.shape == b.shape and a.stride() == b.stride()
 
 
-def _refusal(func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> str:
+def _refusal(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], varies: bool) -> str:
     tags = func.tags
     name = func._schema.name.rpartition("::")[2]
     if torch.Tag.nondeterministic_seeded in tags and not _undropped(func, args, kwargs):
         return f"{func} draws random numbers"
     masks = any(t.dtype in (torch.bool, torch.uint8) for t in tensors[1:])
     by_numbers = name in ("index", "index_put", "index_put_") and not masks  # tagged for the sake of masks
-    if torch.Tag.data_dependent_output in tags or (torch.Tag.dynamic_output_shape in tags and not by_numbers):
+    by_values = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+    if varies and by_values and not by_numbers:
         return f"{func} depends on the values it is given"
     overload = func._schema.overload_name
     if name in _BY_LAYOUT or f"{name}.{overload}" in _BY_LAYOUT:
@@ -272,7 +285,7 @@ def _undropped(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    found = []
+    found: list[Tensor] = []
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue

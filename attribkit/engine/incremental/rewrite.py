@@ -89,9 +89,9 @@ def _recognise(graph: Graph, node: Node) -> None:
                 dilation=_two(a["dilation"]), ceil=a["ceil_mode"])  # fmt: skip
     elif name == "avg_pool2d" and flat:
         a = node.arguments()
-        size = _two(a["kernel_size"])
+        size, divisor = _two(a["kernel_size"]), a["divisor_override"]
         _become(node, "avg_pool", size=size, stride=_two(a["stride"] or size), padding=_two(a["padding"]),
-                dilation=(1, 1), ceil=a["ceil_mode"], include=a["count_include_pad"], divisor=a["divisor_override"])  # fmt: skip
+                dilation=(1, 1), ceil=a["ceil_mode"], include=a["count_include_pad"], divisor=divisor)  # fmt: skip
     elif name in _BATCH_NORMS:
         a = node.arguments()
         mean, var = a["running_mean"], a["running_var"]
@@ -172,7 +172,11 @@ def _contrast_norms(graph: Graph) -> None:
                 break
             chain.append(following)
             current = following
-        if len(chain) != 10 or chain[-1].inputs[0] != node.inputs[0] or chain[-1].leaves[1] != Ref(chain[-2].outputs[0]):
+        if (
+            len(chain) != 10
+            or chain[-1].inputs[0] != node.inputs[0]
+            or chain[-1].leaves[1] != Ref(chain[-2].outputs[0] or 0)
+        ):
             continue
         pool, padding = chain[3].arguments(), chain[2].arguments()
         channels = info.shape[1]

@@ -48,7 +48,9 @@ class Rule:
 class WindowRule(Rule):
     """A convolution or a pool: outputs see a window of inputs, and padding beyond the map."""
 
-    def __init__(self, node: Node, function: Callable[..., Tensor], windows: tuple[Window, Window], fill: float) -> None:
+    def __init__(
+        self, node: Node, function: Callable[..., Tensor], windows: tuple[Window, Window], fill: float
+    ) -> None:
         super().__init__(node, function)
         self.windows = windows
         self.pads = (windows[0].padding, windows[0].after, windows[1].padding, windows[1].after)

@@ -17,9 +17,9 @@ CLASSES = torch.tensor([2, 4])
 def model_of(name):
     torch.manual_seed(0)
     if name in ("resnet18", "resnet50", "vgg16", "densenet121"):
-        return getattr(torchvision.models, name)(weights=None, num_classes=5).eval()
+        return getattr(torchvision.models, name)(weights=None, num_classes=5).eval().requires_grad_(False)
     size = {"img_size": 64} if name.startswith(("vit", "swin")) else {}
-    return timm.create_model(name, num_classes=5, **size).eval()
+    return timm.create_model(name, num_classes=5, **size).eval().requires_grad_(False)
 
 
 def images():

@@ -12,7 +12,9 @@ CLASSES = torch.tensor([3, 7])
 
 def small(name):
     torch.manual_seed(0)
-    return with_statistics(getattr(torchvision.models, name)(weights=None, num_classes=10)).double()
+    return (
+        with_statistics(getattr(torchvision.models, name)(weights=None, num_classes=10)).double().requires_grad_(False)
+    )
 
 
 def images(size=64):

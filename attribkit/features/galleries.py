@@ -266,8 +266,7 @@ def figure(
     loaded, source, layer, method
         As for `gallery`.
     maps
-        How many feature maps: those whose ninth activation is the largest share of the first are of no account; the
-        strongest first activations are, in order of their channel.
+        How many feature maps: those with the strongest single activation, in order of their channel.
 
     Raises
     ------

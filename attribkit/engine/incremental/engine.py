@@ -1,0 +1,182 @@
+"""Occlusion by incremental inference: one clean forward pass, then only what each window changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_unflatten
+
+from attribkit.engine.incremental.blocks import bytes_per_position, cut
+from attribkit.engine.incremental.errors import NotReplayable
+from attribkit.engine.incremental.graph import ROWS, compare
+from attribkit.engine.incremental.patches import Clean
+from attribkit.engine.incremental.plan import Plan
+from attribkit.engine.incremental.record import Ref, record
+from attribkit.engine.incremental.rewrite import rewrite
+from attribkit.engine.incremental.spans import Spans
+
+#: How far scores may be from the model's own, as a share of the largest value returned beside them.
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
+
+Grid = tuple[Spans, Spans]
+
+
+class Incremental:
+    """A model's forward pass, made ready for occluded copies of images of one size.
+
+    Parameters
+    ----------
+    function
+        ``rows -> anything``: the forward pass on rows that are all copies, occluded or not, of the first image; it
+        returns whatever scores are read off.
+    image
+        The first image, [1, C, H, W].
+    grid
+        Where the windows start and end: rows, then columns.
+    fill
+        What they are filled with.
+    max_bytes
+        How much memory a block of positions may take.
+
+    Attributes
+    ----------
+    returned
+        What ``function`` returned for the clean image and one occluded copy.
+    plan : Plan
+
+    Raises
+    ------
+    NotReplayable
+        The forward pass cannot be replayed; the message says why.
+    """
+
+    def __init__(
+        self, function: Callable[[Tensor], Any], image: Tensor, grid: Grid, fill: float, max_bytes: int
+    ) -> None:
+        if image.dtype not in TOLERANCE:
+            raise NotReplayable(f"{image.dtype} is too coarse to compare scores in")
+        self.grid, self.fill, self.image = grid, fill, image
+        self.checked = self._places_to_check()
+        first, others = self.checked[: ROWS[0] - 1], self.checked[ROWS[0] - 1 :]
+        one = record(function, torch.cat([image, self.occluded(image, first)]))
+        many = record(function, self.occluded(image, others))
+        self.returned = one.returned
+        self._expected = [
+            torch.cat([one.values[a.index].held[1:], many.values[b.index].held])
+            for a, b in zip(one.leaves, many.leaves, strict=True)
+            if isinstance(a, Ref) and isinstance(b, Ref) and one.values[a.index].varies
+        ]
+        for leaf in one.leaves:
+            if not isinstance(leaf, (Ref, int, float, str, type(None))):
+                raise NotReplayable(f"the forward pass returns a {type(leaf).__name__}, which cannot be looked into")
+        graph = compare(one, many)
+        for leaf in graph.returns:
+            if isinstance(leaf, Ref) and not graph.values[leaf.index].rows:
+                raise NotReplayable("what the forward pass returns is not row by row")
+        rewrite(graph)
+        self.plan = Plan(graph, *grid)
+        self._first = self.plan.clean({i: v.clean for i, v in graph.values.items() if v.clean is not None})
+        per_position = bytes_per_position(self.plan)
+        self.most = max(1, max_bytes // max(1, per_position))
+
+    def occluded(self, image: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
+        """Return occluded copies of an image [1, C, H, W], one for each place (row, column) of the grid."""
+        rows, columns = self.grid
+        copies = image.repeat(len(places), 1, 1, 1)
+        for copy, (y, x) in zip(copies, places, strict=True):
+            copy[:, rows[0][y] : rows[1][y], columns[0][x] : columns[1][x]] = self.fill
+        return copies
+
+    def clean(self, image: Tensor) -> Clean:
+        """Return the clean values of another image [1, C, H, W]."""
+        return self.plan.clean(self.plan.whole(image))
+
+    def blocks(self, places: Sequence[tuple[int, int]] | None = None) -> list[tuple[list[int], list[int]]]:
+        """Return the blocks, rows × columns of the grid, that hold the given places (default: all)."""
+        rows, columns = (list(range(len(side[0]))) for side in self.grid)
+        groups: dict[tuple[int, ...], list[int]] = {tuple(columns): rows}
+        if places is not None:
+            by_row: dict[int, set[int]] = {}
+            for y, x in places:
+                by_row.setdefault(y, set()).add(x)
+            groups = {}
+            for y in sorted(by_row):
+                groups.setdefault(tuple(sorted(by_row[y])), []).append(y)
+        found = []
+        side = max(1, math.isqrt(self.most))
+        for across, down in groups.items():
+            left = cut(self.plan, 1, list(across), side)
+            found += [(a, b) for a in cut(self.plan, 0, down, max(1, self.most // side)) for b in left]
+        return found
+
+    def run(
+        self, clean: Clean | None, blocks: Sequence[tuple[list[int], list[int]]]
+    ) -> Iterator[tuple[list[tuple[int, int]], Any]]:
+        """Compute blocks of positions; yield places (row, column) and what the forward pass returns for them.
+
+        Parameters
+        ----------
+        clean
+            The image's clean values; None: the first image's, whose results are compared with the model's own.
+        blocks
+            As `blocks` made them.
+
+        Raises
+        ------
+        NotReplayable
+            Results differ from the model's own.
+        """
+        checking = clean is None
+        values = self._first if clean is None else clean
+        waiting: list[dict[int, Tensor]] = []
+        places: list[tuple[int, int]] = []
+        # without a tail nothing is small: results go out block by block
+        hold = self.plan.tail < len(self.plan.graph.nodes)
+        held = 0
+        for number, (rows, columns) in enumerate(blocks):
+            with torch.no_grad():
+                sides = self.plan.side(0, rows), self.plan.side(1, columns)
+                found = self.plan.run(values, *sides, self.fill)
+                waiting.append(found)
+                places += [(y, x) for y in rows for x in columns]
+                held += sum(v.numel() * v.element_size() for v in found.values())
+                if hold and number + 1 < len(blocks) and held < 1 << 27:
+                    yield [], None
+                    continue
+                joined = {i: torch.cat([part[i] for part in waiting]) for i in waiting[0]}
+                leaves = self.plan.finish(joined, len(places))
+                if checking:
+                    self._check(places, leaves)
+                returned = tree_unflatten(leaves, self.plan.graph.spec)
+            yield places, returned
+            waiting, places, held = [], [], 0
+
+    def _places_to_check(self) -> list[tuple[int, int]]:
+        """Return the first and the last place and some drawn ones."""
+        rows, columns = (len(side[0]) for side in self.grid)
+        generator = torch.Generator().manual_seed(rows * 1009 + columns)
+        drawn = torch.randint(rows * columns, (sum(ROWS) - 3,), generator=generator).tolist()
+        return [(0, 0), (rows - 1, columns - 1), *((i // columns, i % columns) for i in drawn)]
+
+    def _check(self, places: list[tuple[int, int]], leaves: list[Any]) -> None:
+        numbers = {place: i for i, place in enumerate(places)}
+        found = [leaf for leaf, kind in zip(leaves, self.plan.graph.returns, strict=True) if isinstance(kind, Ref)]
+        if len(found) != len(self._expected):
+            raise NotReplayable("results cannot be compared with the model's own")
+        for k, place in enumerate(self.checked):
+            if place not in numbers:
+                continue
+            for leaf, expected in zip(found, self._expected, strict=True):
+                ours, theirs = leaf[numbers[place]], expected[k]
+                if not theirs.is_floating_point():
+                    continue
+                scale = expected.abs().amax()
+                error = (ours - theirs).abs().amax()
+                if not bool(error <= TOLERANCE.get(theirs.dtype, 0.0) * scale) and not torch.equal(ours, theirs):
+                    raise NotReplayable(
+                        f"results differ from the model's own by {float(error):.2g} (the largest is {float(scale):.2g})"
+                    )
