@@ -17,8 +17,9 @@ from attribkit.attribution import Attribution, provenance
 from attribkit.checks import check_inputs, check_options, explain_channels, usable_model
 from attribkit.engine import coverage
 from attribkit.engine.inspection import Inspection, useful_layers
-from attribkit.engine.invert import invert, leaf, project_units, vocabulary
+from attribkit.engine.invert import invert, leaf, vocabulary
 from attribkit.engine.outputs import observe
+from attribkit.engine.projection import project_units
 from attribkit.engine.state import pristine
 from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk

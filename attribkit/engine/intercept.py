@@ -70,6 +70,8 @@ class Interceptor(TorchFunctionMode):
         operation = self.functions.get(func)
         if operation is not None:
             return self.walk.call(operation, func, args, kwargs)
+        if func is Tensor.register_hook:
+            self.walk.plain_graph = False
         self.walk.splicer.rescue(None, func, args, kwargs)
         output = func(*args, **kwargs)
         if self.walk.layouts.active:

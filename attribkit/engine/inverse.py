@@ -305,4 +305,6 @@ def attach(
         # the values are already there: marking the tensor as changed must not outdate what the operation saved of them
         with torch.autograd._unsafe_preserve_version_counter(inputs[0]):  # type: ignore[attr-defined]
             return (_CarryInPlace.apply(call, inputs[0], *inputs[1:], *extras),)
-    return _Carry.apply(call, len(results), *results, *inputs, *extras)  # type: ignore[no-any-return]
+    # detached: where the layer never asks for the operation's own graph, nothing of it is kept
+    values = tuple(result.detach() for result in results)
+    return _Carry.apply(call, len(results), *values, *inputs, *extras)  # type: ignore[no-any-return]

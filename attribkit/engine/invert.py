@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from attribkit.engine.ops import Vocabulary
 from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk
 from attribkit.errors import ModelError
-from attribkit.targets import PendingTarget, Target, Unit
+from attribkit.targets import PendingTarget, Target
 
 if TYPE_CHECKING:
     from attribkit.pluginmanager import PluginManager
@@ -107,74 +105,3 @@ def _carry_back(origin: Tensor, x: Tensor, signal: Tensor) -> Tensor:
         raise ModelError("the score does not depend on the inputs: the model detaches them or runs without gradients")
     (values,) = torch.autograd.grad(origin, x, signal, allow_unused=True)
     return torch.zeros_like(x).detach() if values is None else values.detach()
-
-
-def project_units(
-    model: nn.Module,
-    inputs: Tensor,
-    layer: str,
-    channels: Sequence[int],
-    position: object,
-    table: Table,
-    *,
-    unit_signal: str = "one",
-    layout: str | None = None,
-    chunk: int = 16,
-) -> tuple[Inverted, tuple[Unit, ...]]:
-    """Carry many units of one layer back after one forward pass.
-
-    Parameters
-    ----------
-    model, inputs, table, unit_signal
-        As for `invert`.
-    layer, channels, position, layout
-        The units: see `attribkit.Unit`.
-    chunk
-        How many units are carried at once (memory grows with it).
-    """
-    units = [Unit(layer, channel, position, layout) for channel in channels]  # type: ignore[arg-type]
-    x = leaf(inputs)
-    walk = Walk(model, table, vocabulary(), layers=[layer], stop=True)
-    walk.run(x.clone())
-    captured = walk.catch(layer)
-    coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
-    targets = [PendingTarget(unit, len(inputs)).resolve(captured, model) for unit in units]
-    scores = [target.read(captured).detach() for target in targets]
-    if not captured.value.requires_grad:
-        raise ModelError(f"layer {layer!r} does not depend on the inputs")
-    batched = table.all_batched() and len(units) > 1
-    maps: list[Tensor] = []
-    for start in range(0, len(units), chunk):
-        part = [target.start(captured, None, unit_signal)[1] for target in targets[start : start + chunk]]
-        found, batched = _carry_many(captured.value, x, torch.stack(part), batched)
-        maps.append(found)
-    values = torch.cat(maps).transpose(0, 1).contiguous()
-    return Inverted(values, torch.stack(scores, 1), None), tuple(target.describe() for target in targets)
-
-
-def _carry_many(origin: Tensor, x: Tensor, signals: Tensor, batched: bool) -> tuple[Tensor, bool]:
-    """Return the maps [K, N, C, H, W] of K signals, and whether they could be carried at once."""
-
-    def back(signal: Tensor) -> Tensor:
-        (values,) = torch.autograd.grad(origin, x, signal, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(x) if values is None else values
-
-    if batched:
-        try:
-            # torch.func's vmap, not `is_grads_batched`: that one lacks batching rules for many view operations
-            with quiet_vmap():
-                return torch.func.vmap(back)(signals).detach(), True
-        except RuntimeError:
-            pass  # the model has a derivative that takes one signal at a time; a fault of its own shows again below
-    return torch.stack([back(signal) for signal in signals]).detach(), False
-
-
-@contextmanager
-def quiet_vmap() -> Iterator[None]:
-    """Keep vmap from warning that an operation without a batching rule is slow: it is as fast as one by one."""
-    functorch: Any = torch._C._functorch
-    functorch._set_vmap_fallback_warning_enabled(False)
-    try:
-        yield
-    finally:
-        functorch._set_vmap_fallback_warning_enabled(True)  # torch's default; it cannot be asked

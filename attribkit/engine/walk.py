@@ -97,6 +97,9 @@ class Walk:
         What was caught, by layer.
     complete : bool
         Whether the forward pass ran to its end.
+    plain_graph : bool
+        Whether nobody else had a hand in the graph: no hook on a tensor, no hooks on what operations save
+        (checkpoints have them).
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class Walk:
         self.shapes: dict[str, tuple[int, ...] | None] = {}
         self.captured: dict[str, Capture] = {}
         self.complete = False
+        self.plain_graph = True
         self._image: tuple[int, ...] | None = None
         self.paths = {module: path for path, module in model.named_modules()}
         self.layouts = Layouts(model, active=layouts or bool(self.layers))
@@ -320,6 +324,8 @@ class Walk:
     def call(self, operation: Operation, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call of a known function: name it, attach its inverse layer if it has one, record it."""
         frame = self._stack[-1] if self._stack else None
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            self.plain_graph = False
         kind = operation.kind_of_call(args, kwargs)
         if frame is None or frame.whole or kind is None:
             self.splicer.rescue(operation, function, args, kwargs)

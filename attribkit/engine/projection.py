@@ -1,0 +1,170 @@
+"""Many units of one layer carried back after one forward pass: on rectangles where that is known, else by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attribkit.engine import coverage
+from attribkit.engine.invert import Inverted, leaf, vocabulary
+from attribkit.engine.patches import Axis, Patch
+from attribkit.engine.table import Table
+from attribkit.engine.tape import Tape, Unknown, read
+from attribkit.engine.walk import Capture, Walk
+from attribkit.errors import ModelError
+from attribkit.targets import PendingTarget, Unit, UnitTarget
+
+#: How many elements the largest patch of a batch may have: more at once is no faster, and falls out of the caches.
+_ELEMENTS = 1 << 24
+
+
+def project_units(
+    model: nn.Module,
+    inputs: Tensor,
+    layer: str,
+    channels: Sequence[int],
+    position: object,
+    table: Table,
+    *,
+    unit_signal: str = "one",
+    layout: str | None = None,
+    chunk: int = 16,
+) -> tuple[Inverted, tuple[Unit, ...]]:
+    """Carry many units of one layer back after one forward pass.
+
+    Parameters
+    ----------
+    model, inputs, table, unit_signal
+        As for `attribkit.engine.invert.invert`.
+    layer, channels, position, layout
+        The units: see `attribkit.Unit`.
+    chunk
+        How many units autograd carries at once (memory grows with it), where the signals are not rectangles.
+    """
+    units = [Unit(layer, channel, position, layout) for channel in channels]  # type: ignore[arg-type]
+    x = leaf(inputs)
+    walk = Walk(model, table, vocabulary(), layers=[layer], stop=True)
+    walk.run(x.clone())
+    captured = walk.catch(layer)
+    coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
+    targets = [PendingTarget(unit, len(inputs)).resolve(captured, model) for unit in units]
+    scores = torch.stack([target.read(captured).detach() for target in targets], 1)
+    if not captured.value.requires_grad:
+        raise ModelError(f"layer {layer!r} does not depend on the inputs")
+    values = None
+    if walk.plain_graph and all(isinstance(target, UnitTarget) for target in targets):
+        values = _on_rectangles(captured, x, targets, scores if unit_signal == "activation" else None)  # type: ignore[arg-type]
+    if values is None:
+        batched = table.all_batched() and len(units) > 1
+        maps: list[Tensor] = []
+        for start in range(0, len(units), chunk):
+            part = [target.start(captured, None, unit_signal)[1] for target in targets[start : start + chunk]]
+            found, batched = _carry_many(captured.value, x, torch.stack(part), batched)
+            maps.append(found)
+        values = torch.cat(maps).transpose(0, 1).contiguous()
+    return Inverted(values, scores, None), tuple(target.describe() for target in targets)
+
+
+# -- on rectangles -----------------------------------------------------------------------------------------------------
+
+
+def _on_rectangles(
+    captured: Capture, x: Tensor, targets: Sequence[UnitTarget], activations: Tensor | None
+) -> Tensor | None:
+    """Return the maps [N, K, C, H, W] of K units, None where the way back holds something that is not known.
+
+    Parameters
+    ----------
+    captured, x
+        The layer's output and the leaf.
+    targets
+        The units, one position each.
+    activations
+        [N, K]: what the signals start as; None: 1.
+    """
+    value = captured.value
+    if value.ndim != 4 or x.ndim != 4 or any(t.positions is None or t.layout != "NCHW" for t in targets):
+        return None
+    try:
+        tape = read(value, x)
+    except Unknown:
+        return None
+    out = x.new_zeros((len(x), len(targets), *x.shape[1:]))
+    # units near the border have smaller rectangles: with their like they need not be carried in larger ones
+    order = sorted(range(len(targets)), key=lambda number: _eccentricity(targets[number], value))
+    with torch.no_grad():
+        # the first unit alone shows how large the patches become
+        first, count = 0, 1
+        while first < len(order):
+            part = order[first : first + count]
+            signals = None if activations is None else activations[:, part]
+            out[:, part], largest = _carry_patch(tape, x, value, [targets[number] for number in part], signals)
+            first += count
+            count = max(1, _ELEMENTS // largest) if count == 1 else count
+    return out
+
+
+def _eccentricity(target: UnitTarget, value: Tensor) -> float:
+    """Return how far from the middle of the map a unit is, over all samples."""
+    height, width = value.shape[2:]
+    places: list[int] = target.positions.tolist()  # type: ignore[union-attr]
+    return sum(abs(p // width * 2 + 1 - height) / height + abs(p % width * 2 + 1 - width) / width for p in places)
+
+
+def _carry_patch(
+    tape: Tape, x: Tensor, value: Tensor, targets: Sequence[UnitTarget], activations: Tensor | None
+) -> tuple[Tensor, int]:
+    """Return the maps of some units [N, K, C, H, W] and the most elements that were carried at once."""
+    samples, height, width = len(value), value.shape[2], value.shape[3]
+    positions = torch.stack([t.positions for t in targets]).flatten()  # type: ignore[misc]
+    channels = torch.tensor([t.unit.channel for t in targets], device=value.device).repeat_interleave(samples)
+    seed = value.new_zeros((len(positions), value.shape[1], 1, 1))
+    start = value.new_ones(()) if activations is None else activations.T.reshape(-1, 1)
+    seed[:, :, 0, 0].scatter_(1, channels[:, None], start.expand(len(positions), 1))
+    places = positions.tolist()
+    rows = Axis(tuple(place // width for place in places), 1, height)
+    columns = Axis(tuple(place % width for place in places), 1, width)
+    patch, largest = tape.back(Patch(seed, rows, columns))
+    out = x.new_zeros((samples, len(targets), *x.shape[1:]))
+    if patch is None:
+        return out, largest
+    down = patch.rows.overlaps((0,) * len(places), patch.rows.size)
+    across = patch.columns.overlaps((0,) * len(places), patch.columns.size)
+    for j, found in enumerate(patch.values):
+        out[j % samples, j // samples, :, down[j][1], across[j][1]] = found[:, down[j][0], across[j][0]]
+    return out, largest
+
+
+# -- by autograd -------------------------------------------------------------------------------------------------------
+
+
+def _carry_many(origin: Tensor, x: Tensor, signals: Tensor, batched: bool) -> tuple[Tensor, bool]:
+    """Return the maps [K, N, C, H, W] of K signals, and whether they could be carried at once."""
+
+    def back(signal: Tensor) -> Tensor:
+        (values,) = torch.autograd.grad(origin, x, signal, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(x) if values is None else values
+
+    if batched:
+        try:
+            # torch.func's vmap, not `is_grads_batched`: that one lacks batching rules for many view operations
+            with quiet_vmap():
+                return torch.func.vmap(back)(signals).detach(), True
+        except RuntimeError:
+            pass  # the model has a derivative that takes one signal at a time; a fault of its own shows again below
+    return torch.stack([back(signal) for signal in signals]).detach(), False
+
+
+@contextmanager
+def quiet_vmap() -> Iterator[None]:
+    """Keep vmap from warning that an operation without a batching rule is slow: it is as fast as one by one."""
+    functorch: Any = torch._C._functorch
+    functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_warning_enabled(True)  # torch's default; it cannot be asked
