@@ -65,8 +65,8 @@ class Splicer:
         attached : bool
             Whether the inverse layer took hold.
         """
-        self.rescue(call.operation, call.function, call.args, call.kwargs)
         if layer is None:
+            self.rescue(call.operation, call.function, call.args, call.kwargs)
             return call.run(), False
         leaves, spec = tree_flatten((call.args, call.kwargs))
 
@@ -74,6 +74,8 @@ class Splicer:
             return {key: value for key, value in call_arguments().items() if not _holds_input(value)}
 
         pending, aliases = self.prepare(name, kind, module, layer, leaves, params)
+        # only now: where the call works in place, its own inputs are among what was kept
+        self.rescue(call.operation, call.function, call.args, call.kwargs)
         if pending is None:
             return call.run(), False
         carried = {id(tensor) for tensor in pending.inputs}
