@@ -30,6 +30,9 @@ ROWS = 32
 #: Memory for a batch where the machine does not say how much is free, and the most that is taken unasked.
 BATCH_BYTES = 1 << 29
 
+#: From how many times fewer multiplications on incremental inference is taken unasked, if no batch norm is folded.
+WORTH = 1.05
+
 Size = int | tuple[int, int]
 
 log = logging.getLogger(__name__)
@@ -189,7 +192,7 @@ class _Run:
     def incremental(self, engine: str) -> dict[str, Tensor] | None:
         """Run only what every window changes; None where the model does not allow it."""
         try:
-            return self._incremental()
+            return self._incremental(engine)
         except NotReplayable as reason:
             why = str(reason)
         except Exception as error:
@@ -203,7 +206,7 @@ class _Run:
             warnings.warn(message, IncrementalWarning, stacklevel=4)
         return None
 
-    def _incremental(self) -> dict[str, Tensor]:
+    def _incremental(self, wanted: str) -> dict[str, Tensor]:
         inputs, observer = self.inputs, self.observer
         width = len(self.grid[1][0])
         if any(isinstance(v, Tensor) and v.ndim and len(v) == len(inputs) for v in observer.forward_kwargs.values()):
@@ -216,6 +219,8 @@ class _Run:
             return observer.forward(rows, first.expand(len(rows)))
 
         engine = Incremental(forward, inputs[:1], self.grid, self.fill, self.max_bytes)
+        if wanted == "auto" and engine.plan.gain() < WORTH and not engine.plan.folds():
+            raise NotReplayable("a window changes nearly all of every feature map")
         blocks = engine.blocks()
         found: dict[str, Tensor] = {}
         for sample, (block, places, returned) in progress.track(

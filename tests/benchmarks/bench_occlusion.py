@@ -100,23 +100,9 @@ def build(name: str, seed: int = 0) -> torch.nn.Module:
 
 
 def bound(model: torch.nn.Module, x: torch.Tensor, window: int, stride: int) -> float:
-    """Return how many times fewer multiplications of convolutions the changed rectangles need than whole maps."""
+    """Return how many times fewer multiplications the changed rectangles need than whole maps."""
     rows, columns = ((s := starts(side, window, stride), [min(a + window, side) for a in s]) for side in x.shape[2:])
-    plan = Incremental(model, x, (rows, columns), 0.0, 1 << 29).plan
-    changed = total = 0.0
-    for number, node in enumerate(plan.graph.nodes):
-        if node.op != "conv":
-            continue
-        output = node.outputs[0]
-        shape = plan.graph.values[output].shape
-        work = node.params["kernel"].weight[0].numel() * shape[1]
-        whole = shape[2] * shape[3] * len(rows[0]) * len(columns[0])
-        total += work * whole
-        sides = [
-            sum(h - w for w, h in zip(*plan.spans[a][output], strict=True)) for a in (0, 1) if number in plan.rules
-        ]
-        changed += work * (sides[0] * sides[1] if sides else whole)
-    return total / changed if changed else 1.0
+    return Incremental(model, x, (rows, columns), 0.0, 1 << 29).plan.gain()
 
 
 def compare(name: str, window: int, stride: int, repeats: int) -> dict[str, object]:

@@ -271,6 +271,20 @@ def test_auto_falls_back_in_silence():
     assert torch.equal(found.values, full.values)
 
 
+def test_auto_runs_the_model_where_nothing_is_saved():
+    """Every window changes every position from the first operation on, and there is no batch norm to fold."""
+    net = nn.Sequential(nn.InstanceNorm2d(3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)).double()
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 12, 12, dtype=torch.float64)
+    net(x)
+    options = {"window": 3, "stride": 3, "fill": 0.7}
+    auto = ak.attribute(net.eval(), x, "occlusion", 2, **options)
+    asked = ak.attribute(net, x, "occlusion", 2, engine="incremental", **options)
+    assert not auto.extras["incremental"].any()
+    assert asked.extras["incremental"].all()
+    torch.testing.assert_close(auto.values, asked.values, rtol=1e-9, atol=1e-11)
+
+
 def test_a_wrong_plan_is_found_out(monkeypatch):
     """A kernel that is a little off: the comparison with the model's own scores catches it, also with engine="auto"."""
     from attribkit.engine.incremental.kernels import Convolution

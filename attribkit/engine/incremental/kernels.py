@@ -37,6 +37,7 @@ class Convolution:
         self.weight, self.bias = weight.detach(), bias.detach() if bias is not None else None
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.act: Activation | None = None
+        self.folded = False
         self._packed: dict[tuple[int, int], Tensor] = {}
         self._prepared = False
         self._fused = False
@@ -48,6 +49,7 @@ class Convolution:
         before = 0 if self.bias is None else self.bias.double() * scale
         self.weight = (self.weight.double() * scale.view(-1, 1, 1, 1)).to(dtype)
         self.bias = (before + shift).to(dtype)
+        self.folded = True
 
     def _prepare(self) -> None:
         self.weight = self.weight.contiguous(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ COVERED = 0.85
 
 #: What `reshape` does where memory lies otherwise than in the recording.
 _VIEWS = frozenset({"view", "_unsafe_view"})
+
+_PRODUCTS = frozenset({"addmm", "mm", "bmm", "baddbmm"})
 
 
 class Plan:
@@ -90,6 +93,38 @@ class Plan:
     def clean(self, values: dict[int, Tensor]) -> Clean:
         """Return the values of a clean image in the form in which blocks are computed from them."""
         return Clean(self.graph, values)
+
+    def folds(self) -> bool:
+        """Tell whether batch norms were folded away, which makes full maps cheaper too."""
+        return any(node.op == "conv" and node.params["kernel"].folded for node in self.graph.nodes)
+
+    def gain(self) -> float:
+        """Return how many times fewer multiplications the changed rectangles need than full maps, over all windows.
+
+        Counted are convolutions and products of matrices; what is done once for all positions counts in full.
+        """
+        windows = len(self.spans[0][0][0]) * len(self.spans[1][0][0])
+        whole = changed = 0.0
+        for number, node in enumerate(self.graph.nodes):
+            output = node.outputs[0]
+            if output is None:
+                continue
+            size = math.prod(self.graph.values[output].shape)
+            if node.op == "conv":
+                work = float(size * node.params["kernel"].weight[0].numel())
+            elif node.name in _PRODUCTS:
+                work = float(size * self.graph.values[node.inputs[0]].shape[-1])
+            else:
+                continue
+            whole += work * windows
+            share = 1.0
+            if number in self.rules:
+                for axis in (0, 1):
+                    lows, highs = self.spans[axis][output]
+                    share *= sum(high - low for low, high in zip(lows, highs, strict=True)) / self.lengths[axis][output]
+                share /= windows
+            changed += work * windows * share
+        return whole / changed if changed else 1.0
 
     def is_full(self, rows: Side, columns: Side, index: int) -> bool:
         """Tell whether a value's rectangles cover so much of the map that the map is computed."""
