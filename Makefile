@@ -12,7 +12,7 @@ PYTEST_FLAGS ?=
 ZOO ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types check images figures fields docs bench zoo mutants conformance clean distclean
+.PHONY: help venv demo test lint format types check images figures fields weights docs bench zoo mutants conformance clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
@@ -56,6 +56,16 @@ figures: $(STAMP)  ## make the pictures and the numbers of docs/paper
 
 fields: $(STAMP)  ## compare every receptive field of four networks with the gradient's support
 	$(VENV)/bin/python tests/features/every_field.py
+
+weights: $(STAMP)  ## train zfnet-fashion as it is shipped, in about 45 minutes, and put it into the package
+	mkdir -p out/weights
+	cd out/weights && ../../$(VENV)/bin/attribkit train --data fashion-mnist --out fashion-run2 --width 0.25 \
+		--model-option drop_rate=0.3 --size 112 --resize 128 --init scaled --epochs 18 --patience 1 --min-delta 0.005 \
+		--anneal 0.25 --snapshots 0,1,2,5,10,18 --threads 1 --workers 1 --seed 0
+	cd out/weights && ../../$(VENV)/bin/attribkit train --data fashion-mnist --out fashion-run \
+		--weights fashion-run2/weights.safetensors --width 0.25 --model-option drop_rate=0.1 --size 112 --resize 128 \
+		--lr 0.004 --epochs 18 --patience 1 --min-delta 0.0005 --anneal 0.3 --threads 2 --workers 1 --seed 1
+	$(VENV)/bin/python tests/ship_weights.py out/weights/fashion-run2 out/weights/fashion-run
 
 docs: $(STAMP)  ## check the documentation: every relative link leads somewhere
 	$(VENV)/bin/python docs/check_links.py README.md CHANGELOG.md docs/*.md docs/*/*.md

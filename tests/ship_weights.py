@@ -1,48 +1,69 @@
-"""Put a finished run's weights among the package's: ``python tests/ship_weights.py RUN [NAME] [EPOCH,…]``.
+"""Put finished runs' weights among the package's: ``python tests/ship_weights.py RUN…``, in the order of training.
 
-Writes attribkit/assets/weights/NAME.safetensors (float32) with NAME.json (command, recipe, versions, errors) and
-NAME.log.csv beside it, and in NAME-snapshots/ the snapshots of the epochs named, in half precision. The
-row of `attribkit.models.packaged.SHIPPED` is printed.
+A later run began with an earlier one's weights. Writes, in attribkit/assets/weights, zfnet-fashion.safetensors (the
+last run's, float32) with zfnet-fashion.json (recipe, versions, errors, the commands of all runs) and zfnet-fashion.log.csv
+(their epochs in a row) beside it, and in zfnet-fashion-snapshots/ the convolutions of the runs' snapshots in half
+precision; the snapshot of epoch 0, from before the training, is kept whole. The row of
+`attribkit.models.packaged.SHIPPED` is printed.
 """
 
+from __future__ import annotations
+
+import csv
+import io
 import json
-import shutil
 import sys
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "attribkit" / "assets" / "weights"
-MOST = 8 * 2**20
+import attribkit
+from attribkit.attribution import write_atomically
+
+TARGET = Path(attribkit.__file__).parent / "assets" / "weights"
+MOST_BYTES = 8_000_000
 
 
-def main(run: Path, name: str, epochs: list[int]) -> None:
-    weights = run / "weights.safetensors"
-    if weights.stat().st_size > MOST:
-        raise SystemExit(f"{weights} has {weights.stat().st_size:,} bytes; at most {MOST:,} are shipped")
-    WEIGHTS.mkdir(parents=True, exist_ok=True)
-    with safe_open(weights, "pt") as file:
-        about = json.loads(file.metadata()["attribkit"])
-    save_file(load_file(weights), WEIGHTS / f"{name}.safetensors", {"attribkit": json.dumps(about)})
-    (WEIGHTS / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n")
-    shutil.copyfile(run / "log.csv", WEIGHTS / f"{name}.log.csv")
-    folder = WEIGHTS / f"{name}-snapshots"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for epoch in epochs:
-        shutil.copyfile(run / "snapshots" / f"epoch-{epoch:03d}.safetensors", folder / f"epoch-{epoch:03d}.safetensors")
-    options = {**about["recipe"]["model_options"], "num_classes": len(about["labels"]),
-               "in_chans": about["data_config"]["input_size"][0], "img_size": about["recipe"]["size"]}  # fmt: skip
-    print("options:", options)
+def ship(runs: list[Path]) -> None:
+    """Copy what is shipped of the runs, the last of which holds the weights."""
+    weights = (runs[-1] / "weights.safetensors").read_bytes()
+    if len(weights) > MOST_BYTES:
+        raise SystemExit(f"{runs[-1]}: the weights have {len(weights):,} bytes, more than {MOST_BYTES:,}")
+    records = [json.loads((run / "run.json").read_text("utf-8")) for run in runs]
+    rows: list[dict[str, str]] = []
+    snapshots: dict[int, bytes] = {}
+    for run in runs:
+        before = len(rows)
+        for file in sorted((run / "snapshots").glob("epoch-*.safetensors")):
+            epoch = before + int(file.stem.partition("-")[2])
+            tensors = load_file(file)
+            kept = {name: t for name, t in tensors.items() if epoch == 0 or name.startswith("conv")}
+            snapshots.setdefault(epoch, save(kept, {"epoch": str(epoch)}))
+        with open(run / "log.csv", newline="", encoding="utf-8") as log:
+            rows += [{**row, "epoch": str(before + int(row["epoch"]))} for row in csv.DictReader(log)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+    folder = TARGET / "zfnet-fashion-snapshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("epoch-*.safetensors"):
+        old.unlink()
+    for epoch, content in snapshots.items():
+        write_atomically(folder / f"epoch-{epoch:03d}.safetensors", content)
+    write_atomically(TARGET / "zfnet-fashion.log.csv", text.getvalue().encode())
+    about = {**records[-1], "commands": [record["command"] for record in records]}
+    write_atomically(TARGET / "zfnet-fashion.json", (json.dumps(about, indent=2) + "\n").encode())
+    write_atomically(TARGET / "zfnet-fashion.safetensors", weights)
+    options = {**about["recipe"]["model_options"], "num_classes": len(about["labels"])}
+    print(
+        "options:", {**options, "in_chans": about["data_config"]["input_size"][0], "img_size": about["recipe"]["size"]}
+    )
     print("data_config:", about["data_config"])
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         raise SystemExit(__doc__)
-    main(
-        Path(sys.argv[1]),
-        sys.argv[2] if len(sys.argv) > 2 else "zfnet-fashion",
-        [int(epoch) for epoch in sys.argv[3].split(",")] if len(sys.argv) > 3 else [],
-    )
+    ship([Path(name) for name in sys.argv[1:]])

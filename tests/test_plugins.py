@@ -114,13 +114,13 @@ def warned(manager: PluginManager) -> list[str]:
 def test_builtins_go_through_the_hooks():
     manager = PluginManager([])
     assert list(manager.methods) == ["gradient", "guided_backprop", "deconvnet", "occlusion"]
-    assert list(manager.models) == ["zfnet", "timm", "torchvision"]
+    assert list(manager.models) == ["zfnet", "timm", "torchvision", "run"]
     (info,) = manager.plugins
     assert (info.name, info.distribution, info.version) == ("builtin", "attribkit", attribkit.__version__)
     assert info.state == "active"
     assert info.provides == {
         "methods": ["deconvnet", "gradient", "guided_backprop", "occlusion"],
-        "models": ["timm", "torchvision", "zfnet"],
+        "models": ["run", "timm", "torchvision", "zfnet"],
     }
     assert manager.methods["gradient"].distribution == "attribkit"
     assert warned(manager) == []
@@ -135,7 +135,7 @@ def test_builtin_methods_load_as_registered(name):
     assert entry.load() is entry.load()
 
 
-@pytest.mark.parametrize("prefix", ["zfnet", "timm", "torchvision"])
+@pytest.mark.parametrize("prefix", ["zfnet", "timm", "torchvision", "run"])
 def test_builtin_loaders_load(prefix):
     assert callable(PluginManager([]).model(prefix).load())
 
@@ -373,7 +373,7 @@ def test_a_broken_plugin_is_skipped_and_told_of_once(site, code, reason):
     assert "\n" not in info.reason
     assert info.provides == {}
     assert list(manager.methods) == ["gradient", "guided_backprop", "deconvnet", "occlusion", "works"]
-    assert list(manager.models) == ["zfnet", "timm", "torchvision"]  # also of a plugin refused for another hook
+    assert list(manager.models) == ["zfnet", "timm", "torchvision", "run"]  # also of a plugin refused for another hook
     (message,) = warned(manager)
     assert "plugin 'broken' of attribkit-broken 1.0: " in message
     assert re.search(reason.removeprefix("attribkit_methods: "), message)

@@ -29,3 +29,4 @@ def attribkit_models(register: Callable[..., None]) -> None:
     """Register the model sources; their loaders import torch, timm and torchvision."""
     for prefix in ("zfnet", "timm", "torchvision"):
         register(prefix, f"attribkit.models.loading:load_{prefix}")
+    register("run", "attribkit.training.runs:load_run")

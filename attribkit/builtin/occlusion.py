@@ -65,7 +65,7 @@ class Occlusion(Method):
         score: str = "logit",
         unit_layer: str | None = None,
         unit_channel: int | None = None,
-        engine: str = "auto",
+        engine: str = "full",
         max_batch_bytes: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the map [N, C, H, W] and, as extras, what the model said at each position.

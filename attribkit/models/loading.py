@@ -143,7 +143,9 @@ def _suggestion(spec: str, prefixes: Mapping[str, Any]) -> str:
     import torchvision
 
     if "/" in spec:
-        forms = ", ".join(f"{prefix}/NAME" for prefix in prefixes if prefix != "zfnet")
+        forms = ", ".join(
+            f"{prefix}/{'DIR' if prefix == 'run' else 'NAME'}" for prefix in prefixes if prefix != "zfnet"
+        )
         return f"no such prefix; give zfnet, {forms} or MODULE:FACTORY"
     sources = {"timm": timm.list_models(), "torchvision": torchvision.models.list_models()}
     same = [f"{prefix}/{spec}" for prefix, names in sources.items() if spec in names and prefix in prefixes]

@@ -51,7 +51,8 @@ def load_run(path: str | os.PathLike[str], weights: str | os.PathLike[str] | Non
         known = {field.name for field in dataclasses.fields(Recipe)}
         recipe = Recipe(**{key: value for key, value in about["recipe"].items() if key in known})
         labels, config = list(about["labels"]), dict(about["data_config"])
-        network = build_network(dataclasses.replace(recipe, init="model"), len(labels), int(config["input_size"][0]))
+        drawn = dataclasses.replace(recipe, init="model", weights=None)
+        network = build_network(drawn, len(labels), int(config["input_size"][0]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, AttribkitError):
             raise

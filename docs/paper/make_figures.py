@@ -8,6 +8,8 @@ record of its training) and from EfficientNet-Lite0 where the extra ``imagenet``
 from __future__ import annotations
 
 import argparse
+import copy
+import csv
 import itertools
 import sys
 import time
@@ -15,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -29,6 +32,7 @@ from paper_shared import (
     markdown,
     numbers,
     one_of_each,
+    options,
     photograph,
     run_file,
     sample,
@@ -55,12 +59,9 @@ def deconvnet_layer() -> None:
 @figure
 def training() -> None:
     """§3: the run that zfnet-fashion comes from."""
-    import csv
-
     from matplotlib.figure import Figure
 
-    with open(run_file("*log.csv", "the training log")[0], newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = training_log()
     epochs = [int(row["epoch"]) for row in rows]
     drawn = Figure(figsize=(8.5, 3.2), layout="constrained")
     error, loss = drawn.subplots(1, 2)
@@ -86,16 +87,33 @@ def training() -> None:
     )
 
 
+def training_log() -> list[dict[str, str]]:
+    """Return the rows of the training log, one an epoch."""
+    with open(run_file("*log.csv", "the training log")[0], newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def with_convolutions(file: Path) -> torch.nn.Module:
+    """Return zfnet-fashion with a snapshot's convolutions, which are all of it that is shipped."""
+    model = copy.deepcopy(fashion().model)
+    kept = {name: tensor.float() for name, tensor in load_file(file).items() if name.startswith("conv")}
+    model.load_state_dict({**model.state_dict(), **kept})
+    return model
+
+
 @figure
 def evolution() -> None:
     """Fig. 4."""
     found = features.find_snapshots(run_file("epoch-*.safetensors", "the snapshots"))
-    epochs = list(found)
+    chosen = {epoch: with_convolutions(file) for epoch, file in found.items()}
+    if options.run is None:
+        chosen[len(training_log())] = fashion().model
+    epochs = list(chosen)
     if len(epochs) > EPOCHS:
         # the early ones lie close together, the late ones apart, as in the paper
         places = sorted({round((len(epochs) - 1) * (i / (EPOCHS - 1))) for i in range(EPOCHS)})
-        epochs = [epochs[i] for i in places]
-    chosen = {epoch: found[epoch] for epoch in epochs}
+        chosen = {epochs[i]: chosen[epochs[i]] for i in places}
+        epochs = list(chosen)
     rows = []
     for layer in LAYERS:
         count = fashion().model.get_submodule(layer.replace("relu", "conv")).out_channels

@@ -17,7 +17,19 @@ from attribkit.errors import InputError
 
 HEAVY = ("torch", "numpy", "matplotlib", "timm", "torchvision", "PIL", "jinja2")
 OWN = [
-    *("explain", "demo", "methods", "inspect", "features", "plugins", "train", "accuracy", "ablation", "probe", "evolution"),
+    *(
+        "explain",
+        "demo",
+        "methods",
+        "inspect",
+        "features",
+        "plugins",
+        "train",
+        "accuracy",
+        "ablation",
+        "probe",
+        "evolution",
+    ),
     *("invariance", "occlusion-study", "correspondence", "diagnose", "check", "new-plugin"),
 ]
 

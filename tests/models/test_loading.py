@@ -350,7 +350,7 @@ def test_missing_checkpoint(spec: str) -> None:
         ("timm/resnet18.a9_in1k", "did you mean 'timm/resnet18.a3_in1k'"),
         ("torchvision/alexnett", "did you mean 'torchvision/alexnet'"),
         ("torchvision/", "known: 'torchvision/alexnet'"),
-        ("keras/resnet18", "no such prefix; give zfnet, timm/NAME, torchvision/NAME or MODULE:FACTORY"),
+        ("keras/resnet18", "no such prefix; give zfnet, timm/NAME, torchvision/NAME, run/DIR or MODULE:FACTORY"),
         ("", "known: 'zfnet'"),
     ],
 )

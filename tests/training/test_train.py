@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from attribkit.errors import CheckpointError, ImageError, InputError, UnknownNameError
-from attribkit.training import Machine, Recipe, TrainingError, loop, train
+from attribkit.training import Machine, Recipe, TrainingError, load_run, loop, train
 
 HERE = Path(__file__).parent
 
@@ -358,6 +358,9 @@ def test_a_run_may_start_from_the_weights_of_another(data, tmp_path):
     first = train(data, tmp_path / "first", recipe(epochs=1, **asked))
     taken = train(data, tmp_path / "second", recipe(epochs=0, weights=str(first.weights), **asked))
     assert equal(first.weights, taken.weights)
+    first.weights.rename(tmp_path / "moved.safetensors")  # what it started from is not needed to load it
+    assert torch.equal(load_run(tmp_path / "second").model.fc8.weight, load_file(taken.weights)["fc8.weight"])
+    (tmp_path / "moved.safetensors").rename(first.weights)
     assert not equal(first.weights, train(data, tmp_path / "drawn", recipe(epochs=0, **asked)).weights)
     wider = {**asked, "model_options": {**options, "width": 0.1}}
     with pytest.raises(CheckpointError, match="does not fit zfnet"):
