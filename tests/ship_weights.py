@@ -1,10 +1,14 @@
 """Put finished runs' weights among the package's: ``python tests/ship_weights.py RUN…``, in the order of training.
 
-A later run began with an earlier one's weights. Writes, in attribkit/assets/weights, zfnet-fashion.safetensors (the
-last run's, float32) with zfnet-fashion.json (recipe, versions, errors, the commands of all runs) and zfnet-fashion.log.csv
-(their epochs in a row) beside it, and in zfnet-fashion-snapshots/ the convolutions of the runs' snapshots in half
-precision; the snapshot of epoch 0, from before the training, is kept whole. The row of
-`attribkit.models.packaged.SHIPPED` is printed.
+A later run began with an earlier one's weights. Writes, in attribkit/assets/weights:
+
+- zfnet-fashion.safetensors, the last run's weights (float32),
+- zfnet-fashion.json: recipe, versions, errors, and the commands of all runs,
+- zfnet-fashion.log.csv: their epochs in a row,
+- zfnet-fashion-snapshots/: the convolutions of the runs' snapshots in half precision; the snapshot of epoch 0, from
+  before the training, is kept whole.
+
+The row of `attribkit.models.packaged.SHIPPED` is printed.
 """
 
 from __future__ import annotations

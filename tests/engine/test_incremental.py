@@ -293,7 +293,7 @@ def test_a_wrong_plan_is_found_out(monkeypatch):
     monkeypatch.setattr(Convolution, "__call__", lambda self, *a: right(self, *a) * (1 + 1e-6))
     net, x = make(residual, *BODIES["residual"][1])
     with pytest.warns(IncrementalWarning, match="differ"):
-        found = ak.attribute(net, x, "occlusion", 2, window=5, stride=3)
+        found = ak.attribute(net, x, "occlusion", 2, window=5, stride=3, engine="auto")
     assert torch.equal(found.values, ak.attribute(net, x, "occlusion", 2, window=5, stride=3, engine="full").values)
 
 
