@@ -12,6 +12,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attribkit.datasets import FASHION_LABELS
 from attribkit.errors import ModelError
 
 if TYPE_CHECKING:
@@ -120,7 +121,20 @@ def _lite0_names(state: State) -> State:
 
 
 #: ZFNet variants by the name `attribkit.load_model` knows; None: announced, its weights are not in this version.
-SHIPPED: dict[str, Shipped | None] = {"zfnet-fashion": None}
+SHIPPED: dict[str, Shipped | None] = {
+    "zfnet-fashion": Shipped(
+        "zfnet-fashion.safetensors",
+        {"num_classes": 10, "in_chans": 1, "img_size": 112, "width": 0.25, "drop_rate": 0.1},
+        {
+            "input_size": (1, 112, 112),
+            "mean": (0.28748002648353577,),
+            "std": (1 / 255,),
+            "crop_pct": 112 / 128,
+            "interpolation": "bilinear",
+        },
+        FASHION_LABELS,
+    )
+}
 
 #: Weights of timm models (architecture, without tag) in installed distributions.
 PACKAGED: dict[str, Packaged] = {
