@@ -12,10 +12,10 @@ PYTEST_FLAGS ?=
 ZOO ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types check images figures fields weights docs bench zoo mutants conformance clean distclean
+.PHONY: help venv demo test lint format types check images figures fields weights docs bench zoo shelf-check mutants conformance clean distclean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
 		printf '  make %-10s %s\n' "$$target" "$$text"; done
 
 venv: $(STAMP)  ## make .venv and install attribkit with its tools
@@ -75,6 +75,9 @@ bench: $(STAMP)  ## run the benchmarks
 
 zoo: $(STAMP)  ## run every model of timm's and write docs/zoo.md, in an hour or two; ZOO="name name" takes these
 	PYTHONPATH=tests $(RUN) zoo $(ZOO)
+
+shelf-check: $(STAMP)  ## install, test, check and remove every distribution under plugins/
+	plugins/check_shelf.sh
 
 mutants: $(STAMP)  ## run the whole conformance kit on every faulty method and engine
 	MUTANTS_WHOLE_KIT=1 $(RUN) pytest -q -s tests/testing/test_mutants.py
