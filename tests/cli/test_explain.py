@@ -1,7 +1,6 @@
 import errno
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import pytest
@@ -460,9 +459,9 @@ def test_wrong_usage(run, picture, args, words):
 
 
 def test_the_default_model_when_none_is_installed(run, picture, monkeypatch):
+    monkeypatch.setattr("attribkit.models.packaged.find_packaged", lambda name: None)
     monkeypatch.setattr("attribkit.cli._session.importlib.util.find_spec", lambda name: None)
-    with warnings.catch_warnings():
-        message = error_of(run("explain", picture(), "--out", "out"))
-    assert "attribkit[imagenet]" in message
-    assert "--model" in message
-    assert left_behind(".", "cat.png") == []
+    result = run("explain", picture(), "--out", "out", "--method", "gradient")
+    assert result.exit_code == 0, result.output
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert summary["model"] == "zfnet-fashion"
