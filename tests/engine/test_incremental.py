@@ -340,3 +340,26 @@ def test_runs():
     assert runs([0, 2, 4, 5, 6]) == [(0, 3, 2), (3, 5, 1)]
     assert runs([7]) == [(0, 1, 0)]
     assert equal_runs([1, 1, 2, 2, 2, 1]) == [(0, 2), (2, 5), (5, 6)]
+
+
+def test_the_clean_map_of_a_sum_that_is_overwritten_in_place():
+    """hardswish_ after a sum runs on full maps, which are put together from the sum's clean map as it was before."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+            self.conv3, self.fc = nn.Conv2d(6, 4, 2, stride=2), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = F.relu(self.conv1(x))
+            x = F.hardswish(self.conv2(x) + x, inplace=True)
+            return self.fc(F.max_pool2d(self.conv3(x), 3, 2, 1).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net, x = Net().double().eval(), torch.randn(2, 3, 24, 24, dtype=torch.float64)
+    options = {"window": 3, "stride": 3}
+    found = ak.attribute(net, x, "occlusion", 1, engine="incremental", **options)
+    full = ak.attribute(net, x, "occlusion", 1, engine="full", **options)
+    assert found.extras["incremental"].all()
+    torch.testing.assert_close(found.values, full.values, rtol=0, atol=1e-12)

@@ -238,8 +238,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Save what is about to be overwritten where something has used it."""
         for index in self._sharing(tensor):
             value = self.recording.values[index]
-            # the operation that writes has just used the tensor itself
-            if value.uses > (value.tensor is tensor) and value.saved is None and not value.stale:
+            # also where the operation that writes is its only user: that may run on full maps, made of the clean one
+            if value.uses and value.saved is None and not value.stale:
                 value.saved = value.tensor.clone()
 
 
