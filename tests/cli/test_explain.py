@@ -460,7 +460,6 @@ def test_wrong_usage(run, picture, args, words):
 
 def test_the_default_model_when_none_is_installed(run, picture, monkeypatch):
     monkeypatch.setattr("attribkit.models.packaged.find_packaged", lambda name: None)
-    monkeypatch.setattr("attribkit.cli._session.importlib.util.find_spec", lambda name: None)
     result = run("explain", picture(), "--out", "out", "--method", "gradient")
     assert result.exit_code == 0, result.output
     summary = json.loads(Path("out/summary.json").read_text())
