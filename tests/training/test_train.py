@@ -365,3 +365,14 @@ def test_a_run_may_start_from_the_weights_of_another(data, tmp_path):
     wider = {**asked, "model_options": {**options, "width": 0.1}}
     with pytest.raises(CheckpointError, match="does not fit zfnet"):
         train(data, tmp_path / "third", recipe(weights=str(first.weights), **wider))
+
+
+def test_filters_are_scaled_back_after_every_step(data, tmp_path):
+    """The last step's filters too are at most of the RMS asked for, and without a limit they exceed it."""
+
+    def rms(limit, name):
+        weights = load_file(train(data, tmp_path / name, recipe(epochs=1, max_norm=limit), network=tiny()).weights)
+        return weights["conv.weight"].square().mean((1, 2, 3)).sqrt().max().item()
+
+    free = rms(0.0, "free")
+    assert rms(free / 2, "limited") <= free / 2 * (1 + 1e-6)
