@@ -73,7 +73,7 @@ def training() -> None:
         for before, row in itertools.pairwise(rows):
             if row["lr"] != before["lr"]:
                 axes.axvline(int(row["epoch"]) - 0.5, color="#bbbbbb", lw=1, ls=":")
-        axes.set_xlabel("epoch (dotted: the learning rate was lowered)", fontsize=9)
+        axes.set_xlabel("epoch (dotted: the learning rate changed)", fontsize=9)
         axes.set_title("error in %" if what == "error" else "cross-entropy", fontsize=10)
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=8, frameon=False)
