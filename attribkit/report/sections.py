@@ -101,7 +101,8 @@ def method_figures(
     ]
     if result.method in _IN_COLOUR:
         picture = figures.reconstruction(values)
-        found.append(Figure("colour", "In colour", picture, f"{title} for {target}, drawn as a colour image"))
+        look = "colour" if values.shape[0] == 3 else "grey"
+        found.append(Figure("colour", f"In {look}", picture, f"{title} for {target}, drawn as a {look} image"))
     scores = result.extras.get("score_map")
     if scores is not None:
         picture = figures.score_map(array(scores[index]), size)

@@ -285,3 +285,10 @@ def test_notebook_fragment():
     page = Page(attribution_html(result))
     assert "unit 0 of <b>" in page.words()
     assert page.all("b") == []
+
+
+@pytest.mark.parametrize(("channels", "title"), [(3, "In colour"), (1, "In grey")])
+def test_the_image_that_came_back_is_called_what_it_is(channels, title):
+    values = np.random.default_rng(0).normal(size=(1, channels, 60, 90))
+    (shown,) = section(methods=("deconvnet",), values=values).methods
+    assert shown.figures[-1].title == title
