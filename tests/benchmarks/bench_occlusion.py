@@ -118,7 +118,7 @@ def compare(name: str, window: int, stride: int, repeats: int) -> dict[str, obje
             )
 
     runs = {
-        "auto": lambda: ak.attribute(model, x, "occlusion", **options),
+        "auto": lambda: ak.attribute(model, x, "occlusion", engine="auto", **options),
         "full": lambda: ak.attribute(model, x, "occlusion", engine="full", **options),
         **{f"captum {n}": (lambda n=n: captums(n)) for n in PER_EVAL},
     }
@@ -153,7 +153,7 @@ def worst(name: str, window: int, stride: int, size: int | None) -> dict[str, ob
     with torch.no_grad():
         largest = model(x).abs().max()
     options = {"window": window, "stride": stride, "target": 3, "fill": 0.5}
-    ours = ak.attribute(model, x, "occlusion", **options)
+    ours = ak.attribute(model, x, "occlusion", engine="auto", **options)
     full = ak.attribute(model, x, "occlusion", engine="full", **options)
     error = float((ours.extras["score_map"] - full.extras["score_map"]).abs().max() / largest)
     incremental = bool(ours.extras["incremental"].all())
