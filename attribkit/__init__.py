@@ -18,6 +18,7 @@ if _TYPE_CHECKING:
     from attribkit.hookspecs import hookimpl
     from attribkit.method import InverseMethod, Method
     from attribkit.models.loading import LoadedModel, load_model
+    from attribkit.store.reader import open_store
     from attribkit.targets import Unit
 
 _MODULES = {
@@ -29,6 +30,7 @@ _MODULES = {
     "attribkit.hookspecs": ("hookimpl",),
     "attribkit.method": ("InverseMethod", "Method"),
     "attribkit.models.loading": ("LoadedModel", "load_model"),
+    "attribkit.store.reader": ("open_store",),
     "attribkit.targets": ("Unit",),
 }
 _SOURCES = {name: module for module, names in _MODULES.items() for name in names}
@@ -50,6 +52,7 @@ __all__ = [
     "inspect",
     "load_model",
     "methods",
+    "open_store",
     "project",
 ]
 

@@ -6,6 +6,7 @@ Needs Pillow and NumPy only, not torch.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterable
 from importlib import resources
@@ -17,7 +18,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from attribkit.errors import ImageError
 
-__all__ = ["IMAGE_SUFFIXES", "check_size", "find_images", "read_image", "sample_image_path", "to_rgb"]
+__all__ = ["IMAGE_SUFFIXES", "check_size", "decode_image", "find_images", "read_image", "sample_image_path", "to_rgb"]
 
 #: Formats that are tried. Pillow decodes each itself; PostScript, which it hands to another program, is left out.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -51,18 +52,20 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     Raises
     ------
     ImageError
-        If the file is missing, a directory, empty, unreadable, truncated, no image, smaller than 2×2 pixels, more than
-        100 times as long as wide, or larger than Pillow's limit against decompression bombs
+        If the file is missing, a directory, a pipe, empty, unreadable, truncated, no image, smaller than 2×2 pixels,
+        more than 100 times as long as wide, or larger than Pillow's limit against decompression bombs
         (``PIL.Image.MAX_IMAGE_PIXELS``, about 89 million pixels; it is checked before anything is decoded).
     """
     name = os.fspath(path)
     try:
         if os.path.isdir(name):
             raise ImageError(f"{name}: is a directory, not an image file")
+        if not stat.S_ISREG(os.stat(name).st_mode):  # opening a pipe that nobody writes to would wait for ever
+            raise ImageError(f"{name}: is a pipe, socket or device, not an image file")
         with open(name, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ImageError(f"{name}: the file is empty (0 bytes)")
-            return _decode(file, name)
+            return decode_image(file, name)
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except OSError as error:
@@ -153,7 +156,21 @@ def check_size(size: tuple[int, int], name: str = "image") -> None:
         raise ImageError(f"{name}: is {width}×{height} pixels; a side may be at most {MAX_ASPECT} times the other")
 
 
-def _decode(file: IO[bytes], name: str) -> Image.Image:
+def decode_image(file: IO[bytes], name: str) -> Image.Image:
+    """Read an image from an open file as `read_image` does.
+
+    Parameters
+    ----------
+    file
+        A binary file that can be sought in, at its start.
+    name
+        What errors call it.
+
+    Raises
+    ------
+    ImageError
+        If it is no image that can be used.
+    """
     try:
         image = _identify(file, name)
         limit = Image.MAX_IMAGE_PIXELS

@@ -30,6 +30,7 @@ PINNED = {
     "inspect",
     "load_model",
     "methods",
+    "open_store",
     "project",
 }
 
