@@ -52,6 +52,8 @@ class MethodInfo:
         What it came with.
     plugin : str
         The plugin that registered it.
+    source : str
+        Where it was published; empty where the plugin does not say.
     """
 
     name: str
@@ -59,6 +61,7 @@ class MethodInfo:
     distribution: str
     version: str
     plugin: str
+    source: str
     _entry: MethodEntry
 
     @functools.cached_property
@@ -84,7 +87,7 @@ def methods() -> dict[str, MethodInfo]:
     dict of str to MethodInfo
     """
     return {
-        name: MethodInfo(name, entry.summary, entry.distribution, entry.version, entry.plugin.name, entry)
+        name: MethodInfo(name, entry.summary, entry.distribution, entry.version, entry.plugin.name, entry.source, entry)
         for name, entry in sorted(manager().methods.items())
     }
 

@@ -21,7 +21,7 @@ hookimpl = pluggy.HookimplMarker("attribkit")
 
 @hookspec
 def attribkit_methods(register: Callable[..., None]) -> None:
-    """Add methods: ``register(MethodClass)`` or, lazily, ``register("name", "module:Class", summary="…")``."""
+    """Add methods: ``register(MethodClass)``; lazily, ``register("name", "module:Class", summary="…", source="…")``."""
 
 
 @hookspec

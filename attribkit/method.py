@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 class Method:
     """An attribution method in free form.
 
-    Subclasses set `name` and `summary` and define `attribute`; the options they take are its keyword parameters.
+    Subclasses set `name` and `summary` (and `source`) and define `attribute`; the options they take are its keyword
+    parameters.
 
     Attributes
     ----------
     name : str
         What users call it: a lower-case identifier, dots allowed.
     summary : str
-        One line with the source.
+        One line on what it does.
+    source : str
+        Where it was published, and where in it: one line, or empty.
     tags : frozenset of str
         What more the conformance kit may expect (``signed``, ``deterministic``, ``inverse``, ``perturbation``,
         ``linear_in_seed``).
@@ -40,6 +43,7 @@ class Method:
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    source: ClassVar[str] = ""
     tags: ClassVar[frozenset[str] | set[str]] = frozenset()
     expected_failures: ClassVar[Mapping[str, str]] = {}
 

@@ -112,9 +112,13 @@ class _Entry:
 
 @dataclass(eq=False)
 class MethodEntry(_Entry):
-    """A registered attribution method: its name, its one-line summary and its plugin."""
+    """A registered attribution method: its name, its one-line summary, where it was published and its plugin.
+
+    ``source`` is empty where none was registered, or stated by a class that was.
+    """
 
     summary: str = ""
+    source: str = ""
     noun: ClassVar[str] = "method"
 
     def load(self) -> type[Method]:
@@ -123,8 +127,8 @@ class MethodEntry(_Entry):
         Raises
         ------
         PluginError
-            If the module or the class cannot be imported, the class is no `Method`, or its ``name`` or ``summary`` is
-            not the registered one.
+            If the module or the class cannot be imported, the class is no `Method`, or its ``name``, its ``summary`` or
+            the ``source``, if one was registered, is not the registered one.
         """
         if self._loaded is None:
             found = self._resolve()
@@ -136,9 +140,9 @@ class MethodEntry(_Entry):
         return loaded
 
     def _why_not_as_registered(self, found: Any) -> str:
-        for attribute, registered in (("name", self.name), ("summary", self.summary)):
+        for attribute, registered in (("name", self.name), ("summary", self.summary), ("source", self.source)):
             value = getattr(found, attribute, None)
-            if value != registered:
+            if value != registered and (registered or attribute != "source"):  # one may be left out
                 return f"its {attribute} is {value!r}, but it is registered with {registered!r}"
         return ""
 
@@ -195,20 +199,30 @@ class Conflict:
 def method_register(plugin: PluginInfo, entries: dict[str, MethodEntry]) -> Callable[..., None]:
     """Return the ``register`` of ``attribkit_methods`` for ``plugin``, filling ``entries``."""
 
-    def register(method: object, target: str | None = None, *, summary: str | None = None) -> None:
+    def register(
+        method: object, target: str | None = None, *, summary: str | None = None, source: str | None = None
+    ) -> None:
         if isinstance(method, str):
             if target is None:
                 raise PluginError(f"register({method!r}): a name needs a target 'module:Class' and a summary")
             _check_target(method, target)
-            entry = MethodEntry(method, plugin, target, summary=_checked_summary(method, summary))
+            entry = MethodEntry(
+                method, plugin, target, summary=_one_line(method, summary), source=_source(method, source)
+            )
         else:
             reason = _why_no_method(method)
             if reason:
                 raise PluginError(f"register: expected a Method class or a name with a 'module:Class', {reason}")
-            if target is not None or summary is not None:
+            if target is not None or summary is not None or source is not None:
                 raise PluginError(f"register({_label(method)}): a class states its own name and summary, give no more")
-            own_summary = _checked_summary(_label(method), getattr(method, "summary", None))
-            entry = MethodEntry(getattr(method, "name", ""), plugin, None, method, summary=own_summary)
+            entry = MethodEntry(
+                getattr(method, "name", ""),
+                plugin,
+                None,
+                method,
+                summary=_one_line(_label(method), getattr(method, "summary", None)),
+                source=_source(_label(method), getattr(method, "source", None)),
+            )
         _check_name("method name", entry.name, _METHOD_NAME, "lower-case identifiers joined by dots")
         _add(entry, entries)
 
@@ -265,10 +279,14 @@ def _check_target(name: str, target: object) -> None:
         raise PluginError(f"register({name!r}): the target must read 'module:object', got {target!r}")
 
 
-def _checked_summary(label: str, summary: object) -> str:
-    if not isinstance(summary, str) or not summary.strip() or len(summary.splitlines()) > 1:
-        raise PluginError(f"register({label}): summary must be one line of text, got {summary!r}")
-    return summary
+def _one_line(label: str, text: object, what: str = "summary") -> str:
+    if not isinstance(text, str) or not text.strip() or len(text.splitlines()) > 1:
+        raise PluginError(f"register({label}): {what} must be one line of text, got {text!r}")
+    return text
+
+
+def _source(label: str, source: object) -> str:
+    return "" if source is None or source == "" else _one_line(label, source, "source")
 
 
 def _why_no_method(found: Any) -> str:

@@ -15,5 +15,6 @@ class Deconvnet(InverseMethod):
 
     name = "deconvnet"
     summary = "The deconvolutional network: rectified signal, unpooling through switches (Zeiler & Fergus 2014)"
+    source = "Zeiler & Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, §2.1"
     inverse_layers = {"rectifier": Rectify(), "max_pool": Unpool(), "contrast_norm": PassThrough()}
     unit_signal = "activation"

@@ -8,4 +8,5 @@ class Gradient(InverseMethod):
 
     name = "gradient"
     summary = "The score's derivative at each pixel (Simonyan et al. 2014)"
+    source = "Simonyan, Vedaldi & Zisserman, Deep Inside Convolutional Networks, ICLR 2014 workshop, §3"
     tags = frozenset({"inverse", "signed", "deterministic", "linear_in_seed"})

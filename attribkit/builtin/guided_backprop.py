@@ -9,4 +9,5 @@ class GuidedBackprop(InverseMethod):
 
     name = "guided_backprop"
     summary = "Backprop that also rectifies the signal (Springenberg et al. 2015)"
+    source = "Springenberg et al., Striving for Simplicity: The All Convolutional Net, ICLR 2015 workshop, §3.4"
     inverse_layers = {"rectifier": GatedRectify()}

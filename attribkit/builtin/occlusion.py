@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from attribkit import progress
-from attribkit.engine.incremental import TORCHS_OWN, Incremental, NotReplayable
+from attribkit.engine.incremental import CACHE, TORCHS_OWN, Incremental, NotReplayable
 from attribkit.engine.outputs import class_scores
 from attribkit.engine.units import select
 from attribkit.engine.walk import Capture, Walk
@@ -51,6 +51,7 @@ class Occlusion(Method):
 
     name = "occlusion"
     summary = "Score drop when a grey square covers each place (Zeiler & Fergus 2014)"
+    source = "Zeiler & Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, §4.2"
     tags = frozenset({"perturbation", "signed", "deterministic"})
 
     def attribute(  # type: ignore[override]
@@ -175,7 +176,8 @@ class _Run:
         """Run the model on every occluded image."""
         inputs, boxes = self.inputs, self.boxes
         jobs = [(sample, box) for sample in range(len(inputs)) for box in range(len(boxes))]
-        rows = max(1, min(ROWS, len(jobs), self.max_bytes // max(1, self.observer.bytes_per_row)))
+        most = self.max_bytes if inputs.device.type != "cpu" else min(self.max_bytes, 4 * CACHE)
+        rows = max(1, min(ROWS, len(jobs), most // max(1, self.observer.bytes_per_row)))
         buffer = inputs.new_empty(rows, *inputs.shape[1:])
         found: dict[str, list[Tensor]] = {}
         for start in progress.track(range(0, len(jobs), rows), "occlusion"):
