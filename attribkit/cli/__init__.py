@@ -28,6 +28,7 @@ _COMMANDS = {
     "diagnose": "attribkit.cli.diagnose:diagnose",
     "check": "attribkit.cli.check:check",
     "new-plugin": "attribkit.cli.new_plugin:new_plugin",
+    "report": "attribkit.cli.report_store:report",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from attribkit.cli._output import OutputFolder
 
 
+Compute = Callable[[str, "Tensor", "Unit | int | None"], "tuple[Attribution, float]"]
+"""From a method, an input [1, C, H, W] and a target to the attribution, and how many seconds it took."""
+
+
 @dataclass(frozen=True)
 class Explained:
     """One image, explained: its section of the page, its part of the summary, and the errors of methods that failed."""
@@ -51,6 +56,10 @@ class Explainer:
         What was asked for.
     out
         Where the maps go.
+    session
+        The model, where it is loaded already.
+    maps
+        Whether the maps are written beside the pictures.
 
     Raises
     ------
@@ -58,13 +67,14 @@ class Explainer:
         The model cannot be loaded.
     """
 
-    def __init__(self, job: Job, out: OutputFolder) -> None:
+    def __init__(self, job: Job, out: OutputFolder, session: Session | None = None, maps: bool = True) -> None:
         self.job = job
         self.out = out
+        self.maps = maps
         self.unit = Unit(job.layer, job.channel) if job.layer is not None and job.channel is not None else None
-        self.session = Session(job.model, job.weights, job.labels, job.device)
+        self.session = session or Session(job.model, job.weights, job.labels, job.device)
 
-    def explain(self, photograph: Image.Image, path: Path, name: str) -> Explained:
+    def explain(self, photograph: Image.Image, path: Path, name: str, compute: Compute | None = None) -> Explained:
         """Explain one image.
 
         Parameters
@@ -73,6 +83,8 @@ class Explainer:
             The image, RGB.
         path, name
             Its file, and the name of the files to write.
+        compute
+            Where a method's attribution comes from; None: it is computed.
 
         Raises
         ------
@@ -93,7 +105,8 @@ class Explainer:
         errors: list[Exception] = []
         for method in track(self.job.methods, escape(printable(name))):
             try:
-                section, methods[method] = self._method(method, inputs, target, answer, view, path, name)
+                result, seconds = (compute or self._attribution)(method, inputs, target)
+                section, methods[method] = self._method(method, result, seconds, answer, view, path, name)
             except (InputError, PluginError, OutputError):
                 raise
             except Exception as error:
@@ -126,23 +139,25 @@ class Explainer:
                 facts[entry.distribution] = entry.version
         return About(loaded.name, loaded.weights or "unknown", printable(self.job.command), facts)
 
-    def _method(
-        self,
-        method: str,
-        inputs: Tensor,
-        target: Unit | int | None,
-        answer: Answer,
-        view: Image.Image,
-        path: Path,
-        name: str,
-    ) -> tuple[MethodSection, dict[str, Any]]:
+    def _attribution(self, method: str, inputs: Tensor, target: Unit | int | None) -> tuple[Attribution, float]:
         start = time.perf_counter()
         result = attribkit.attribute(
             self.session.model, inputs, method=method, target=target, **self.job.options.get(method, {})
         )
         if self.session.device.type == "cuda":
             torch.cuda.synchronize(self.session.device)
-        seconds = time.perf_counter() - start
+        return result, time.perf_counter() - start
+
+    def _method(
+        self,
+        method: str,
+        result: Attribution,
+        seconds: float,
+        answer: Answer,
+        view: Image.Image,
+        path: Path,
+        name: str,
+    ) -> tuple[MethodSection, dict[str, Any]]:
         words, reference = self._target(result)
         value = float(result.scores[0])
         score, probability = f"{value:.4g}".replace("-", "\N{MINUS SIGN}"), ""
@@ -164,8 +179,9 @@ class Explainer:
         values = array(result.values[0])
         with self.out.writing(f"{name}.{method}.png") as file:
             file.write_bytes(overlay(view, values, printable(title), printable(details)))
-        with self.out.writing(f"{name}.{method}.safetensors") as file:
-            result.save(file)
+        if self.maps:
+            with self.out.writing(f"{name}.{method}.safetensors") as file:
+                result.save(file)
         numbers = {"target": reference, "score": value, "seconds": seconds, "coverage": result.coverage.to_dict()}
         return section, numbers
 

@@ -7,15 +7,21 @@ import math
 import os
 import sys
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attribkit.cli._group import describe, printable, report_failure
 from attribkit.cli._output import OutputError, OutputFolder, file_names
 from attribkit.errors import ImageError, InputError, PluginError, UnknownOptionError, did_you_mean
-from attribkit.images import find_images, read_image
+from attribkit.images import read_image
 from attribkit.plugins import manager
 from attribkit.progress import shown, track
+from attribkit.runs.listing import list_images
+from attribkit.store.layout import INDEX, Place
+
+FEW = 4
+"""So many images are explained without a store, unless one is asked for."""
 
 if TYPE_CHECKING:
     from attribkit.cli._explainer import Explained, Explainer
@@ -47,6 +53,12 @@ class Job:
     device: str | None = None
     caption: str | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    store: bool = False
+    batch_size: int | None = None
+    workers: int | None = None
+    threads: int | None = None
+    half: bool = False
+    shrink: int = 1
 
 
 @dataclass
@@ -57,17 +69,21 @@ class Outcome:
     ----------
     explained, failed
         How many images were explained (by one method at least), and of how many something failed.
-    page
-        Where the page is; None when nothing was written.
+    page, store
+        Where they are; None where there is none.
+    speaks
+        Whether this process, of several, says so.
     """
 
     explained: int = 0
     failed: int = 0
     page: Path | None = None
+    store: Path | None = None
+    speaks: bool = True
 
 
 def run(job: Job) -> Outcome:
-    """Explain the images and write the folder.
+    """Explain the images and write the folder: for few images at once, for many by way of a store.
 
     The failure of one image is said on stderr and listed on the page, and the others are done. When none could be
     explained, nothing is written.
@@ -78,20 +94,34 @@ def run(job: Job) -> Outcome:
         Something that concerns every image is wrong: the model, a method, an option, the target, the folder.
     """
     check_methods(job)
+    places = _few(job)
+    if places is None:
+        from attribkit.cli._stored import run_stored
+
+        return run_stored(job)
     with OutputFolder(job.out) as out:
         from attribkit.report.page import PageWriter
 
         with PageWriter() as page:
-            tally = _Tally(page)
-            explainer = _explain_all(job, out, tally)
+            tally = Tally(page)
+            explainer = _explain_all(job, out, places, tally)
             if explainer is not None and tally.outcome.explained:
-                with out.writing("report.html") as path, open(path, "wb") as stream:
-                    page.write(stream, explainer.about())
-                with out.writing("summary.json") as path:
-                    path.write_bytes(summary(explainer.about(), tally.entries))
-                out.commit()
-                tally.outcome.page = job.out / "report.html"
+                tally.write(out, explainer.about())
     return tally.outcome
+
+
+def _few(job: Job) -> list[Place] | None:
+    """Return the images where they are so few that they need no store, else None."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if job.store or several or has_store(job.out):
+        return None
+    places = list(islice(list_images(job.paths), FEW + 1))
+    return places if len(places) <= FEW and not any(place.size for place in places) else None
+
+
+def has_store(folder: Path) -> bool:
+    """Tell whether a folder is a store's."""
+    return (folder / INDEX).exists()
 
 
 def check_methods(job: Job) -> None:
@@ -124,16 +154,26 @@ def summary(about: About, entries: list[dict[str, Any]]) -> bytes:
         return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode("ascii")
 
 
-class _Tally:
-    """Counts what was done, and puts it into the page and the summary."""
+class Tally:
+    """Counts what was done, and puts it into the page and the summary.
 
-    def __init__(self, page: PageWriter) -> None:
+    Parameters
+    ----------
+    page
+        The page.
+    says
+        Whether it says on stderr what failed.
+    """
+
+    def __init__(self, page: PageWriter, says: bool = True) -> None:
         self.page = page
+        self.says = says
         self.entries: list[dict[str, Any]] = []
         self.outcome = Outcome()
 
     def add(self, path: str, explained: Explained) -> None:
-        for error in explained.errors:
+        """Note an image that was explained, by one method at least."""
+        for error in explained.errors if self.says else ():
             report_failure(path, error)
         reason = "; ".join(describe(error) for error in explained.errors) or None
         self.outcome.explained += 1
@@ -142,19 +182,30 @@ class _Tally:
         self._enter(path, explained.top, explained.methods, reason)
 
     def fail(self, path: str, error: Exception) -> None:
-        report_failure(path, error)
+        """Note an image that failed."""
+        if self.says:
+            report_failure(path, error)
         reason = describe(error).removeprefix(f"{path}: ")
         self.outcome.failed += 1
         self.page.fail(printable(path), printable(reason))
         self._enter(path, [], {}, reason)
 
+    def write(self, out: OutputFolder, about: About) -> None:
+        """Write page and summary, and let everything appear."""
+        with out.writing("report.html") as path, open(path, "wb") as stream:
+            self.page.write(stream, about)
+        with out.writing("summary.json") as path:
+            path.write_bytes(summary(about, self.entries))
+        out.commit()
+        self.outcome.page = out.path / "report.html"
+
     def _enter(self, path: str, top: list[dict[str, Any]], methods: dict[str, Any], error: str | None) -> None:
         self.entries.append({"path": path, "top": top, "methods": methods, "error": error})
 
 
-def _explain_all(job: Job, out: OutputFolder, tally: _Tally) -> Explainer | None:
+def _explain_all(job: Job, out: OutputFolder, places: list[Place], tally: Tally) -> Explainer | None:
     """Explain one image after the other; the model is loaded when the first image could be read."""
-    paths = _gather(job.paths, tally)
+    paths = _gather(places, tally)
     explainer: Explainer | None = None
     named = list(zip(paths, file_names(paths, job.methods), strict=True))
     with shown(sys.stderr.isatty()):
@@ -181,14 +232,14 @@ def _explain_all(job: Job, out: OutputFolder, tally: _Tally) -> Explainer | None
     return explainer
 
 
-def _gather(given: tuple[str, ...], tally: _Tally) -> list[Path]:
-    """Return the images that the arguments name, each once; a folder that has none is one failure among others."""
+def _gather(places: list[Place], tally: Tally) -> list[Path]:
+    """Return the images' files, each once; a folder that has none is one failure among others."""
     found: dict[Path, None] = {}
-    for path in given:
-        try:
-            found.update(dict.fromkeys(find_images(path)))
-        except ImageError as error:
-            tally.fail(path, error)
+    for place in places:
+        if place.problem is not None:
+            tally.fail(place.image, ImageError(f"{place.image}: {place.problem}"))
+        else:
+            found[Path(place.file)] = None
     return list(found)
 
 

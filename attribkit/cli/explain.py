@@ -45,9 +45,11 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 
 @click.command(
     epilog="The answer lies in the output folder: report.html (open it in a browser), one NAME.METHOD.png and one "
-    "NAME.METHOD.safetensors for each image and method, and summary.json."
+    "NAME.METHOD.safetensors for each image and method, and summary.json. More than 4 images also go into a store "
+    "there, more than 50 into it alone (attribkit report shows them): stopped at any moment, the same command goes on, "
+    "and torchrun shares the work among processes."
 )
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE|DIR...")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE|DIR|GLOB|LIST.txt|TAR...")
 @click.option("--model", metavar="M", help="timm/NAME, torchvision/NAME, zfnet or MODULE:FACTORY.")
 @click.option(
     "--weights",
@@ -78,6 +80,13 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 )
 @click.option("--out", default=DEFAULT_OUT, show_default=True, metavar="DIR", help="The folder to write into.")
 @click.option("--device", metavar="D", help="Such as cpu or cuda:0.  [default: cuda where there is one, else cpu]")
+@click.option("--store", is_flag=True, help="Write the store for few images too.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Images at once.  [default: by the memory]")
+@click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Processes that load images of a store.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of torch's operations.")
+@click.option("--half", is_flag=True, help="Keep the store's maps as float16.")
+@click.option("--shrink", default=1, show_default=True, type=click.IntRange(min=1), metavar="N",
+              help="Average the store's maps over N×N pixels.")  # fmt: skip
 @click.pass_context
 def explain(
     ctx: click.Context,
@@ -91,8 +100,8 @@ def explain(
 ) -> None:
     """Explain photographs: why does the model call them what it does?
 
-    A folder is searched for images with all its sub-folders. The most probable class is explained unless --target names
-    another one, or --layer and --channel a unit inside the network.
+    A folder is searched for images with all its sub-folders; a list names one path a line. The most probable class is
+    explained unless --target names another one, or --layer and --channel a unit inside the network.
     """
     if (layer is None) != (channel is None):
         raise click.UsageError("--layer and --channel belong together: give both, or neither", ctx)
@@ -122,9 +131,11 @@ def finish(ctx: click.Context, job: Job) -> None:
     from attribkit.cli._job import run
 
     outcome = run(job)
-    if outcome.page is not None:
+    where = outcome.page or outcome.store
+    if where is not None and outcome.speaks:
         images = f"{outcome.explained} image{'' if outcome.explained == 1 else 's'} explained"
         failed = f", {outcome.failed} with errors" if outcome.failed else ""
-        click.echo(f"{images}{failed}: {outcome.page}")
-    if outcome.failed or outcome.page is None:
+        more = f" (attribkit report {where} draws them)" if outcome.page is None else ""
+        click.echo(f"{images}{failed}: {where}{more}")
+    if outcome.failed or where is None:
         ctx.exit(1)

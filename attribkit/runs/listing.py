@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attribkit.images import IMAGE_SUFFIXES
-from attribkit.store.index import Place
+from attribkit.store.layout import Place
 
 __all__ = ["is_archive", "list_images"]
 

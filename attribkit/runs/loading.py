@@ -18,7 +18,8 @@ from attribkit.engine.state import same_generators
 from attribkit.errors import AttribkitError, ImageError
 from attribkit.registry import one_line
 from attribkit.runs.reading import Opener
-from attribkit.store.index import Batch, Place
+from attribkit.store.index import Batch
+from attribkit.store.layout import Place
 
 __all__ = ["Loaded", "load_batches"]
 

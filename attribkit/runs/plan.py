@@ -53,6 +53,8 @@ class Plan:
         Maps are averaged over squares of so many pixels.
     labels
         The classes' names, noted in the store for its reports.
+    weights
+        The file that the model's weights came from, noted in the store for its reports.
     command
         The command line, noted in the store.
     """
@@ -68,6 +70,7 @@ class Plan:
     half: bool = False
     shrink: int = 1
     labels: Sequence[str] | None = None
+    weights: str | None = None
     command: str = ""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from attribkit.errors import ImageError
 from attribkit.images import decode_image, read_image
 from attribkit.runs.listing import MAX_MEMBER
-from attribkit.store.index import Place
+from attribkit.store.layout import Place
 
 __all__ = ["Opener"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -63,6 +64,9 @@ def set_up(plan: Plan, loaded: LoadedModel, index: Index, team: Ranks) -> Settin
     clear_leftovers(plan.out)
     index.check_shards(plan.out)
     notes: dict[str, Any] = {"run": ours, "batch size": size, "threads": threads, "command": plan.command}
+    notes["weights file"] = (
+        os.path.abspath(plan.weights) if plan.weights and os.path.exists(plan.weights) else plan.weights
+    )
     notes["labels"] = list(plan.labels) if plan.labels is not None else None
     index.begin(notes, list_images(plan.sources), size)
     return Settings(threads, index.pending())

@@ -13,32 +13,25 @@ from typing import Any, NamedTuple
 
 from attribkit.store.connection import check_tables, connect, reading, transaction
 from attribkit.store.errors import StoreError
-from attribkit.store.layout import DONE, FORMAT, INDEX, OF_A_RANK, SHARDS, TABLES, VIEW, as_given, as_kept, shard_path
+from attribkit.store.layout import (
+    DONE,
+    FORMAT,
+    INDEX,
+    OF_A_RANK,
+    SHARDS,
+    TABLES,
+    VIEW,
+    Place,
+    as_given,
+    as_kept,
+    shard_path,
+)
 from attribkit.store.shards import Written, checksum
 
-__all__ = ["Batch", "Index", "Place", "Result"]
+__all__ = ["Batch", "Index", "Result"]
 
 RECENT = 8
 """So many of the shards written last are read again when a run begins; of the others the length is compared."""
-
-
-class Place(NamedTuple):
-    """An image: its name as given, and where its bytes lie.
-
-    ``location`` is the file, where it is not ``image`` itself; ``start`` and ``size`` are a part of it (0, 0: all of
-    it). ``problem`` is why it cannot be read, where that is known already.
-    """
-
-    image: str
-    location: str = ""
-    start: int = 0
-    size: int = 0
-    problem: str | None = None
-
-    @property
-    def file(self) -> str:
-        """The file that holds it."""
-        return self.location or self.image
 
 
 @dataclass(frozen=True)

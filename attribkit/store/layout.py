@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from attribkit.store.errors import StoreError
+
+__all__ = ["DONE", "FAILED", "FORMAT", "INDEX", "SHARDS", "Place", "shard_path", "tensor_name"]
 
 FORMAT = "attribkit store 1"
 INDEX = "index.sqlite"
@@ -43,6 +46,25 @@ VIEW = (
     " FROM results JOIN images USING (position) ORDER BY id"
 )
 """For people who look into the index with tools of their own; attribkit itself reads the tables."""
+
+
+class Place(NamedTuple):
+    """An image: its name as given, and where its bytes lie.
+
+    ``location`` is the file, where it is not ``image`` itself; ``start`` and ``size`` are a part of it (0, 0: all of
+    it). ``problem`` is why it cannot be read, where that is known already.
+    """
+
+    image: str
+    location: str = ""
+    start: int = 0
+    size: int = 0
+    problem: str | None = None
+
+    @property
+    def file(self) -> str:
+        """The file that holds it."""
+        return self.location or self.image
 
 
 def shard_name(batch: int) -> str:

@@ -152,10 +152,26 @@ class Store(Sequence[Record]):
         """Go through the records that failed."""
         return self._records("AND status <> ?", (DONE,))
 
+    def reasons(self) -> list[tuple[str, int]]:
+        """Return why images failed, and how many for each reason, the most frequent first."""
+        query = (
+            "SELECT error, COUNT(DISTINCT position) FROM results WHERE status <> ? GROUP BY error ORDER BY 2 DESC, 1"
+        )
+        return [(str(reason), int(count)) for reason, count in self._rows(query, (DONE,))]
+
     def of_images(self, first: int, count: int) -> Iterator[Record]:
         """Go through the finished records of ``count`` images from the image ``first`` on."""
         each = len(self.methods)
         return self._records("AND id < ?", ((first + count) * each,), first * each - 1)
+
+    def names(self) -> Iterator[tuple[int, str]]:
+        """Go through all images, finished or not: position and name."""
+        last = -1
+        query = f"SELECT position, image FROM images WHERE position > ? ORDER BY position LIMIT {_PAGE}"
+        while rows := self._rows(query, (last,)):
+            for position, image in rows:
+                yield int(position), as_given(image)
+            last = rows[-1][0]
 
     def place(self, position: int) -> tuple[str, str, int, int, str | None]:
         """Return an image's name, and where its bytes lie: file, start, length (0, 0: all of it), or what is wrong."""

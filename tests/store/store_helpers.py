@@ -3,8 +3,8 @@
 import torch
 
 from attribkit.store.folder import StoreFolder
-from attribkit.store.index import Index, Place, Result, index_path
-from attribkit.store.layout import DONE, FAILED, SHARDS, shard_name
+from attribkit.store.index import Index, Result, index_path
+from attribkit.store.layout import DONE, FAILED, SHARDS, Place, shard_name
 from attribkit.store.shards import Written, write_shard
 
 METHODS = ("gradient", "lrp.flat")

@@ -13,8 +13,8 @@ from store_helpers import METHODS, begin, finish, maps, whole
 
 import attribkit as ak
 from attribkit.store import StoreError, open_store
-from attribkit.store.index import Index, Place, index_path
-from attribkit.store.layout import SHARDS, TABLES, rank_file
+from attribkit.store.index import Index, index_path
+from attribkit.store.layout import SHARDS, TABLES, Place, rank_file
 from attribkit.store.lock import Lock
 from attribkit.store.records import read_target, write_target
 
