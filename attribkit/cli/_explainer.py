@@ -107,9 +107,11 @@ class Explainer:
             try:
                 result, seconds = (compute or self._attribution)(method, inputs, target)
                 section, methods[method] = self._method(method, result, seconds, answer, view, path, name)
-            except (InputError, PluginError, OutputError):
+            except OutputError:
                 raise
             except Exception as error:
+                if isinstance(error, InputError | PluginError) and not self.job.every:
+                    raise
                 section = self._failed(method, error)
                 errors.append(_named(error, method))
             sections.append(section)
@@ -163,9 +165,12 @@ class Explainer:
         score, probability = f"{value:.4g}".replace("-", "\N{MINUS SIGN}"), ""
         if isinstance(reference, int) and answer.probabilities is not None:
             probability = percent(float(answer.probabilities[reference]))
+        entry = manager().method(method)
         section = method_section(
             result,
-            summary=manager().method(method).summary,
+            summary=entry.summary,
+            source=entry.source,
+            group=entry.plugin.label,
             target=words,
             score=score,
             probability=probability,
@@ -203,8 +208,15 @@ class Explainer:
         return f"Why “{printable(label.partition(',')[0])}”?"  # the first of a class's synonyms
 
     def _failed(self, method: str, error: Exception) -> MethodSection:
-        summary = manager().method(method).summary
-        return MethodSection(method, method_title(method), summary, error=printable(describe(error)))
+        entry = manager().method(method)
+        return MethodSection(
+            method,
+            method_title(method),
+            entry.summary,
+            error=printable(describe(error)),
+            source=entry.source,
+            group=entry.plugin.label,
+        )
 
 
 def _all_of(errors: list[Exception]) -> Exception:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,9 @@ from attribkit.plugins import manager
 from attribkit.progress import shown, track
 from attribkit.runs.listing import list_images
 from attribkit.store.layout import INDEX, Place
+
+EVERY = "all"
+"""Stands for every method there is."""
 
 FEW = 4
 """So many images are explained without a store, unless one is asked for."""
@@ -38,6 +41,8 @@ class Job:
         The command line, for the page.
     caption
         What the page says of the images in place of their paths; None: the paths.
+    every
+        Whether every method there is was asked for: one that does not take the model is then one failure among others.
     """
 
     paths: tuple[str, ...]
@@ -53,6 +58,7 @@ class Job:
     device: str | None = None
     caption: str | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    every: bool = False
     store: bool = False
     batch_size: int | None = None
     workers: int | None = None
@@ -93,6 +99,7 @@ def run(job: Job) -> Outcome:
     AttribkitError
         Something that concerns every image is wrong: the model, a method, an option, the target, the folder.
     """
+    job = with_every_method(job)
     check_methods(job)
     places = _few(job)
     if places is None:
@@ -122,6 +129,14 @@ def _few(job: Job) -> list[Place] | None:
 def has_store(folder: Path) -> bool:
     """Tell whether a folder is a store's."""
     return (folder / INDEX).exists()
+
+
+def with_every_method(job: Job) -> Job:
+    """Return the job with the name `EVERY` replaced by every method there is, by what brought them."""
+    if EVERY not in job.methods:
+        return job
+    others = [name for name in job.methods if name != EVERY]
+    return replace(job, methods=tuple(dict.fromkeys([*manager().methods, *others])), every=True)
 
 
 def check_methods(job: Job) -> None:

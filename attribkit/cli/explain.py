@@ -63,7 +63,7 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
     multiple=True,
     callback=_methods,
     metavar="M",
-    help=f"A method; may be repeated, or several joined by commas.  [default: {', '.join(METHODS)}]",
+    help=f"A method; may be repeated, or several joined by commas; all: every method.  [default: {', '.join(METHODS)}]",
 )
 @click.option(
     "--target", default="auto", show_default=True, metavar="CLASS|auto", help="A class to explain: its index or name."

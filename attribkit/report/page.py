@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 from typing import IO, Any
 
 import jinja2
@@ -70,6 +71,10 @@ class MethodSection:
         Its pictures.
     error
         Why there are none, where the method failed.
+    source
+        Where the method was published.
+    group
+        What the method came with; the methods of one group stand together under it.
     """
 
     name: str
@@ -82,6 +87,8 @@ class MethodSection:
     coverage: str = ""
     figures: tuple[Figure, ...] = ()
     error: str | None = None
+    source: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,12 @@ class ImageSection:
     top: tuple[TopClass, ...]
     methods: tuple[MethodSection, ...]
     question: str = ""
+
+    @property
+    def groups(self) -> list[tuple[str, list[tuple[int, MethodSection]]]]:
+        """The methods with their places, from 1, by what they came with; neighbours of one group stand together."""
+        numbered = enumerate(self.methods, start=1)
+        return [(group, list(those)) for group, those in groupby(numbered, key=lambda pair: pair[1].group)]
 
     @property
     def thumbnail(self) -> Picture:

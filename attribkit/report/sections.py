@@ -28,6 +28,8 @@ def method_section(
     labels: Sequence[str] | None = None,
     predicted: int | None = None,
     index: int = 0,
+    source: str = "",
+    group: str = "",
 ) -> MethodSection:
     """Draw what one method said about one image.
 
@@ -47,6 +49,8 @@ def method_section(
         The most probable class of the whole image: it takes the calmest colour of a class map.
     index
         Which sample of the attribution.
+    source, group
+        Where the method was published, and what it came with.
     """
     return MethodSection(
         name=result.method,
@@ -58,6 +62,8 @@ def method_section(
         seconds=seconds,
         coverage=result.coverage.sentence,
         figures=tuple(method_figures(result, target, labels, predicted, index)),
+        source=source,
+        group=group,
     )
 
 
