@@ -7,7 +7,8 @@ import attribkit as ak
 
 def test_the_methods_are_registered():
     known = ak.methods()
-    for name, (_, summary) in _METHODS.items():
+    for name, (_, summary, source) in _METHODS.items():
         assert (known[name].distribution, known[name].summary) == ("attribkit-paths", summary)
+        assert known[name].source == source != ""
         assert known[name].load().name == name
         assert known[name].options["base"] == "gradient"

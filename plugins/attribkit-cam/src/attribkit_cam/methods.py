@@ -57,7 +57,7 @@ class GradCam(Cam):
     """ReLU(Σₖ wₖ Aₖ), wₖ the mean of Gₖ over the map (Selvaraju et al. 2017, eq. 1 and 2)."""
 
     name = "grad_cam"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
     tags = frozenset({"deterministic", "thread_safe", "homogeneous"})
 
     def map(self, activations, gradients, model, inputs, target):
@@ -73,7 +73,7 @@ class GradCamPlusPlus(Cam):
     """
 
     name = "grad_cam_plus_plus"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
 
     def map(self, activations, gradients, model, inputs, target):
         """Return Σₖ wₖ Aₖ."""
@@ -88,7 +88,7 @@ class LayerCam(Cam):
     """ReLU(Σₖ max(Gₖ, 0) Aₖ), place by place (Jiang et al. 2021, eq. 4 and 5)."""
 
     name = "layer_cam"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
     tags = frozenset({"deterministic", "thread_safe", "homogeneous"})
 
     def map(self, activations, gradients, model, inputs, target):
@@ -103,7 +103,7 @@ class ScoreCam(Cam):
     """
 
     name = "score_cam"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
 
     def map(self, activations, gradients, model, inputs, target):
         """Return Σₖ wₖ Aₖ."""
@@ -125,7 +125,7 @@ class GuidedGradCam(GradCam):
     """Guided backprop's map times the enlarged Grad-CAM, pixel by pixel (Selvaraju et al. 2017, §3.2)."""
 
     name = "guided_grad_cam"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
     tags = frozenset({"deterministic", "thread_safe"})
 
     def attribute(self, model, inputs, target, *, layer=None):

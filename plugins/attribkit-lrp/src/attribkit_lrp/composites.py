@@ -124,7 +124,7 @@ class LrpEpsilon(Composite):
     """The epsilon rule at every convolution and linear layer (Bach et al. 2015, eq. 58)."""
 
     name = "lrp_epsilon"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
     inverse_layers = table(Epsilon(), Epsilon())
 
     def attribute(self, model, inputs, target, *, epsilon=1e-6):
@@ -139,7 +139,7 @@ class LrpEpsilonPlusFlat(Composite):
     """
 
     name = "lrp_epsilon_plus_flat"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
     inverse_layers = table(ZPlus(), Epsilon())
     first_kinds = ("conv", "linear")
 
@@ -152,7 +152,7 @@ class LrpEpsilonGammaBox(Composite):
     """The box rule for the first convolution, γ for the others, ε for linear layers (Montavon et al. 2019)."""
 
     name = "lrp_epsilon_gamma_box"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
     inverse_layers = table(Gamma(), Epsilon())
     first_kinds = ("conv",)
     expected_failures: ClassVar[dict[str, str]] = dict.fromkeys(
@@ -203,7 +203,7 @@ class LrpEpsilonAlpha2Beta1(Composite):
     """α = 2, β = 1 for convolutions, ε for linear layers (Bach et al. 2015, eq. 60)."""
 
     name = "lrp_epsilon_alpha2_beta1"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
     inverse_layers = table(AlphaBeta(), Epsilon())
 
     def attribute(self, model, inputs, target, *, epsilon=1e-6):

@@ -73,7 +73,7 @@ class SmoothGrad(Noise):
     """The mean of ∂f/∂x at x + noise (Smilkov et al. 2017, §3)."""
 
     name = "smooth_grad"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
     tags = frozenset({"signed", "deterministic", "linear_in_seed", "thread_safe"})
 
 
@@ -81,6 +81,6 @@ class VarGrad(Noise):
     """The variance of ∂f/∂x at x + noise, divided by the number of copies (Adebayo et al. 2018, Appendix A)."""
 
     name = "var_grad"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
     tags = frozenset({"deterministic", "thread_safe"})
     squared = True

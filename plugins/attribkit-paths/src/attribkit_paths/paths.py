@@ -45,7 +45,7 @@ class IntegratedGradients(ak.Method):
     """
 
     name = "integrated_gradients"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
     tags = frozenset({"signed", "deterministic", "linear_in_seed", "thread_safe"})
 
     def attribute(
@@ -103,7 +103,7 @@ class ExpectedGradients(ak.Method):
     """
 
     name = "expected_gradients"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
     tags = frozenset({"signed", "deterministic", "linear_in_seed", "thread_safe"})
 
     def attribute(self, model, inputs, target, *, background=None, samples=50, seed=0, base="gradient", rows=ROWS):
@@ -163,7 +163,7 @@ class InputXGradient(ak.Method):
     """x · ∂f/∂x (Shrikumar et al. 2016)."""
 
     name = "input_x_gradient"
-    summary = _METHODS[name][1]
+    summary, source = _METHODS[name][1:]
     tags = frozenset({"signed", "deterministic", "linear_in_seed", "thread_safe"})
 
     def attribute(self, model, inputs, target, *, base="gradient"):
