@@ -31,7 +31,7 @@ def same_tensors(model: nn.Module, inputs: Tensor) -> Iterator[None]:
     buffers = _Buffers(modules)
     attributes = _Attributes(modules)
     parameters = [(p, p.detach(), p.requires_grad, p.grad) for p in model.parameters()]
-    guard = _WriteGuard([p for p, _, _, _ in parameters])
+    guard = WriteGuard([p for p, _, _, _ in parameters])
     inputs_requires_grad, inputs_grad = inputs.requires_grad, inputs.grad if inputs.is_leaf else None
     try:
         with guard:
@@ -94,7 +94,7 @@ def _plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, value) for name, value in module.__dict__.items() if isinstance(value, Tensor))
 
 
-class _WriteGuard(TorchFunctionMode):
+class WriteGuard(TorchFunctionMode):
     """Copies a parameter just before an in-place function of this thread writes to it."""
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:

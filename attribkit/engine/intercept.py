@@ -72,6 +72,8 @@ class Interceptor(TorchFunctionMode):
             return self.walk.call(operation, func, args, kwargs)
         if func is Tensor.register_hook:
             self.walk.plain_graph = False
+        if self.walk.lean is not None:
+            self.walk.lean.differentiates(func)
         self.walk.splicer.rescue(None, func, args, kwargs)
         output = func(*args, **kwargs)
         if self.walk.layouts.active:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,6 +15,8 @@ from attribkit.errors import MethodError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from attribkit.engine.lean.step import Step
 
 Signal = Tensor | tuple[Tensor | None, ...]
 
@@ -97,8 +101,6 @@ class SiteCall:
         The module that is this operation; None for a functional call.
     params : dict
         The call's arguments by name other than its tensor inputs (weight, bias, stride, …).
-    switches : LongTensor or None
-        Max pools: flat index of each window's maximum within the input's spatial dimensions, of the output's shape.
     spatial_dims : int
         Max pools: how many trailing dimensions the windows have.
     input_shapes : tuple of torch.Size
@@ -112,7 +114,6 @@ class SiteCall:
         self.kind = kind
         self.module = module
         self.layer = layer
-        self.switches: Tensor | None = None
         self.spatial_dims = 0
         self.input_shapes: tuple[torch.Size, ...] = ()
         self._params = params
@@ -121,6 +122,8 @@ class SiteCall:
         self._sources: tuple[GradientEdge, ...] = ()
         self._extras: tuple[GradientEdge, ...] = ()
         self._results: tuple[GradientEdge, ...] = ()
+        self._switches: Callable[[], Tensor | None] | None = None
+        self._back: Callable[[Tensor], Tensor] | None = None
 
     def __repr__(self) -> str:
         return f"<site {self.name!r}, {self.kind}>"
@@ -129,6 +132,14 @@ class SiteCall:
     def params(self) -> dict[str, Any]:
         """The call's other arguments by name, defaults filled in where the function's signature is known."""
         return self._params()
+
+    @property
+    def switches(self) -> Tensor | None:
+        """Max pools: flat index of each window's maximum within the input's spatial dimensions, of the output's shape.
+
+        LongTensor, None for all other operations. They may be kept as smaller integers: ask once.
+        """
+        return self._switches() if self._switches is not None else None
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -162,6 +173,9 @@ class SiteCall:
         Tensor for an operation with one tensor input, else a tuple, one for each (None where the derivative is
         identically zero).
         """
+        if self._back is not None:
+            with torch._C.DisableTorchFunction():
+                return self._back(signal)
         if not self._results:
             raise MethodError(
                 f"{self.layer!r} asked for the ordinary derivative at {self.name!r} but declares signal_only = True"
@@ -192,6 +206,17 @@ class SiteCall:
                 more = self._derivative(output, signal, self._sources + self._extras)
                 total = [a if b is None else b if a is None else a + b for a, b in zip(total, more, strict=True)]
         return total
+
+    @contextmanager
+    def step_of(self, step: Step, kept: tuple[Tensor, ...]) -> Iterator[None]:
+        """Take the ordinary derivative and the switches from a lean step, while a signal is carried."""
+        if not self.layer.signal_only:
+            self._back = functools.partial(step.back, kept=kept)
+        self._switches = functools.partial(step.switches, kept)
+        try:
+            yield
+        finally:
+            self._back = self._switches = None
 
     def _carry(self, signal: Tensor) -> tuple[Tensor | None, ...]:
         version = signal._version

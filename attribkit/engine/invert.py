@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from attribkit.engine import coverage
+from attribkit.engine.lean import GraphWanted
 from attribkit.engine.ops import Vocabulary
 from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk
@@ -89,15 +90,26 @@ def invert(
     """
     x = leaf(inputs)
     kwargs = target.forward_kwargs if isinstance(target, PendingTarget) else target.kwargs_for(index)
-    walk = Walk(model, table, vocabulary(), layers=[target.layer], stop=target.layer is not None)
-    # not the leaf itself: a model may begin with an in-place operation
-    output = walk.run(x.clone(), **kwargs)
+    walk, output = _up(model, x, table, target.layer, kwargs)
     observed = output if target.layer is None else walk.catch(target.layer)
     coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
     resolved = target.resolve(observed, model) if isinstance(target, PendingTarget) else target
     origin, signal = resolved.start(observed, index, unit_signal)
     scores = resolved.read(observed, index).detach()
     return Inverted(_carry_back(origin, x, signal), scores, resolved)
+
+
+def _up(model: nn.Module, x: Tensor, table: Table, layer: str | None, kwargs: dict[str, Any]) -> tuple[Walk, Any]:
+    """Make the forward pass, keeping as little as can be; return the walk and the model's output."""
+    for lean in (True, False):
+        walk = Walk(model, table, vocabulary(), layers=[layer], stop=layer is not None, lean=lean)
+        try:
+            # not the leaf itself: a model may begin with an in-place operation
+            return walk, walk.run(x.clone(), **kwargs)
+        except (GraphWanted, Exception):
+            if walk.lean is None or not walk.lean.wanted:
+                raise
+    raise AssertionError("a walk that is not lean wants nothing more")
 
 
 def _carry_back(origin: Tensor, x: Tensor, signal: Tensor) -> Tensor:

@@ -48,12 +48,13 @@ class Unpool(InverseLayer):
 
     def carry(self, signal: Tensor, site: SiteCall) -> Signal:
         """Return the signal put at its switches, zero elsewhere."""
-        if site.switches is None:
+        switches = site.switches
+        if switches is None:
             raise MethodError(f"{self!r} is attached to {site.name!r}, a {site.kind} without switches")
         shape = site.input_shapes[0]
         spatial = site.spatial_dims
         empty = signal.new_zeros(shape).flatten(-spatial)
-        unpooled = empty.scatter_add(-1, site.switches.flatten(-spatial), signal.flatten(-spatial))
+        unpooled = empty.scatter_add(-1, switches.flatten(-spatial), signal.flatten(-spatial))
         return unpooled.reshape(shape)
 
 

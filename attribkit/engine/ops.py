@@ -39,6 +39,13 @@ class Operation:
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the call's arguments by name, defaults filled in (positions as names where no signature is known)."""
+        if self._simple is not None:
+            defaults, required = self._simple
+            if len(args) <= len(defaults) and kwargs.keys() <= defaults.keys():
+                bound = dict(zip(defaults, args, strict=False))
+                # `inspect` would take ten times as long, at every call of every operation
+                if bound.keys().isdisjoint(kwargs) and required <= bound.keys() | kwargs.keys():
+                    return {**defaults, **bound, **kwargs}
         if self.signature is not None:
             try:
                 bound = self.signature.bind(*args, **kwargs)
@@ -47,6 +54,16 @@ class Operation:
             bound.apply_defaults()
             return dict(bound.arguments)
         return {**{str(i): a for i, a in enumerate(args)}, **kwargs}
+
+    @functools.cached_property
+    def _simple(self) -> tuple[dict[str, Any], set[str]] | None:
+        """The defaults by name and the names without one, where every argument can be given by position."""
+        if self.signature is None:
+            return None
+        parameters = self.signature.parameters.values()
+        if any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
+            return None
+        return {p.name: p.default for p in parameters}, {p.name for p in parameters if p.default is p.empty}
 
     def kind_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Return the kind of this very call; None where it is no site (a sum with a plain number, say)."""
@@ -281,6 +298,12 @@ def _signature_of(function: Any, fallback: Callable[..., Any] | None) -> inspect
 def _builtin_functions() -> tuple[tuple[Any, Operation], ...]:
     """Return the rows by function object; reading signatures takes milliseconds, so once in a process."""
     return tuple(_read_rows())
+
+
+def functions_named(names: str) -> list[Any]:
+    """Return torch's functions and methods of these names (blanks between them), aten's own left out."""
+    found = [getattr(namespace, name, None) for name in names.split() for namespace in _NAMESPACES]
+    return [function for function in found if callable(function)]
 
 
 def _read_rows() -> Iterable[tuple[Any, Operation]]:

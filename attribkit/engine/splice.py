@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from attribkit.engine.inverse import InverseLayer, Kept, SiteCall, attach, edges_of, source
 from attribkit.engine.ops import SINGLE_INPUT, Operation
 from attribkit.errors import MethodError
+
+if TYPE_CHECKING:
+    from attribkit.engine.lean.record import Lean
+    from attribkit.engine.lean.step import Step
 
 
 @dataclass
@@ -45,7 +49,8 @@ class FunctionCall:
 class Splicer:
     """Splices the operations of one walk and guards the tensors kept for their inverse layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, lean: Lean | None = None) -> None:
+        self.lean = lean
         self._anchor = torch.zeros((), requires_grad=True)
         self._kept: dict[int, list[Kept]] = {}
 
@@ -65,36 +70,46 @@ class Splicer:
         attached : bool
             Whether the inverse layer took hold.
         """
+        if self.lean is not None and (layer is None or (kind in SINGLE_INPUT and not layer.needs)):
+            step = self.lean.step(call)
+            if step is not None:
+                return self._run_lean(name, kind, module, layer, call, step), layer is not None
         if layer is None:
             self.rescue(call.operation, call.function, call.args, call.kwargs)
             return call.run(), False
         leaves, spec = tree_flatten((call.args, call.kwargs))
-
-        def params() -> dict[str, Any]:
-            return {key: value for key, value in call_arguments().items() if not _holds_input(value)}
-
-        pending, aliases = self.prepare(name, kind, module, layer, leaves, params)
+        record = _Parameters(call.operation, leaves, spec)
+        pending, aliases = self.prepare(name, kind, module, layer, leaves, record.by_name)
         # only now: where the call works in place, its own inputs are among what was kept
         self.rescue(call.operation, call.function, call.args, call.kwargs)
         if pending is None:
             return call.run(), False
-        carried = {id(tensor) for tensor in pending.inputs}
-        # the record of parameters must not keep the inputs alive: that is what `needs` is for
-        marked = [
-            _INPUT if id(leaf) in carried else leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves
-        ]
+        record.forget(pending.inputs)
         operation, function = call.operation, call.function
-
-        def call_arguments() -> dict[str, Any]:
-            return operation.bind(*tree_unflatten(marked, spec))
-
         args, kwargs = tree_unflatten(aliases, spec)
         if kind != "max_pool":
             return self.finish(pending, function(*args, **kwargs))
         result, switches, pair = pool_with_switches(operation, function, args, kwargs)
-        pending.call.switches = switches
-        pending.call.spatial_dims = int(operation.name.split("_with")[0][-2])
+        pending.call._switches = lambda: switches
+        pending.call.spatial_dims = _spatial_dims(operation)
         return self.finish(pending, (result, switches) if pair else result)
+
+    def _run_lean(
+        self, name: str, kind: str, module: nn.Module | None, layer: InverseLayer | None, call: FunctionCall, step: Step
+    ) -> Any:
+        """Run a function's call with a lean step, whose one tensor input is the first argument."""
+        assert self.lean is not None
+        self.rescue(call.operation, call.function, call.args, call.kwargs)
+        if layer is None:
+            return self.lean.apply(step, call)
+        leaves, spec = tree_flatten((call.args, call.kwargs))
+        record = _Parameters(call.operation, leaves, spec)
+        record.forget(call.args[:1])
+        site = SiteCall(name, kind, module, layer, record.by_name)
+        site.input_shapes = (call.args[0].shape,)
+        if kind == "max_pool":
+            site.spatial_dims = _spatial_dims(call.operation)
+        return self.lean.apply(step, call, site)
 
     def prepare(
         self,
@@ -197,6 +212,30 @@ _INPUT = _Input()
 
 def _holds_input(value: Any) -> bool:
     return value is _INPUT or (isinstance(value, (tuple, list)) and any(map(_holds_input, value)))
+
+
+class _Parameters:
+    """The record of a call's arguments other than its inputs."""
+
+    def __init__(self, operation: Operation, leaves: list[Any], spec: Any) -> None:
+        self._operation, self._leaves, self._spec = operation, leaves, spec
+
+    def forget(self, inputs: Iterable[Tensor]) -> None:
+        """Let go of the inputs: keeping them alive is what `needs` is for."""
+        carried = {id(tensor) for tensor in inputs}
+        self._leaves = [
+            _INPUT if id(leaf) in carried else leaf.detach() if isinstance(leaf, Tensor) else leaf
+            for leaf in self._leaves
+        ]
+
+    def by_name(self) -> dict[str, Any]:
+        """Return what is left."""
+        bound = self._operation.bind(*tree_unflatten(self._leaves, self._spec))
+        return {key: value for key, value in bound.items() if not _holds_input(value)}
+
+
+def _spatial_dims(operation: Operation) -> int:
+    return int(operation.name.split("_with")[0][-2])
 
 
 def module_params(module: nn.Module) -> dict[str, Any]:

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from attribkit.engine.guard import WriteGuard
 from attribkit.engine.hooks import hooked
 from attribkit.engine.intercept import Interceptor, calls_a_rectifier
 from attribkit.engine.inverse import InverseLayer
 from attribkit.engine.layout import Layouts
+from attribkit.engine.lean import GraphWanted, Lean
 from attribkit.engine.ops import ModuleKind, Operation, Vocabulary, has_forward_of, is_op_module
 from attribkit.engine.sites import Names, Site, unknown_layer
 from attribkit.engine.splice import FunctionCall, Splice, Splicer, first_tensor, module_params
@@ -85,6 +87,8 @@ class Walk:
         Whether the forward pass may end once all of them are caught.
     layouts
         Whether to note every site's layout (that of ``layers`` is noted in any case).
+    lean
+        Whether known operations may keep less than autograd does, which serves one way back to the inputs.
 
     Attributes
     ----------
@@ -111,6 +115,7 @@ class Walk:
         layers: Iterable[str | None] = (),
         stop: bool = False,
         layouts: bool = False,
+        lean: bool = False,
     ) -> None:
         self.model = model
         self.table = table if table is not None else Table({})
@@ -129,6 +134,7 @@ class Walk:
         self._stack: list[_Frame] = []
         self._thread = threading.get_ident()
         self.splicer = Splicer()
+        self.lean = Lean((Interceptor, WriteGuard)) if lean else None
         self._probed: dict[nn.Module, bool] = {}
         self._hidden: dict[str, str] = {}
         self._interceptor: Interceptor | None = None
@@ -141,6 +147,8 @@ class Walk:
         ------
         Exception
             Whatever the model raises, marked with ``attribkit_origin = "model forward"``.
+        GraphWanted
+            Only with ``lean``: the model needs autograd's own graph, see `invert`.
         """
         grad = torch.is_grad_enabled()
         first = first_tensor(args)
@@ -151,9 +159,12 @@ class Walk:
             if isinstance(tensor, Tensor) and tensor.ndim >= 2:
                 self.layouts.set(tensor, 1)
         interceptor = self._interceptor = Interceptor(self)
+        self.splicer.lean = self.lean
         try:
             with hooked(self.paths, self._enter, self._leave), interceptor:
                 output = self.model(*args, **kwargs)
+                if self.lean is not None and self.lean.wanted:
+                    raise GraphWanted  # the model caught the first one
                 self.complete = True
                 return output
         except StopForward:
@@ -340,27 +351,28 @@ class Walk:
         layer = self.table.find(name, kind, module, function)
         call = FunctionCall(operation, function, args, kwargs)
         output, attached = self.splicer.run(name, kind, module, layer, call)
-        value = first_tensor(output)
-        self.layouts.after(kind, operation.name, args, kwargs, value)
-        site = Site(
-            name,
-            kind,
-            type(module).__name__ if module is not None else f"{operation.name}()",
-            frame.path,
-            input_shape=_shape_of(first_tensor((args, kwargs))),
-            output_shape=_shape_of(value),
-            layout=self.layouts.of(value),
-            inverse_layer=layer if attached or not self._live else None,
-            functional=module is None,
-            detached=self._is_detached(value),
-        )
-        self.sites.append(site)
-        if claimed:
-            frame.site = site
-        if not claimed or not frame.name:
-            self.shapes[name] = _shape_of(value)
-            if name in self.layers:
-                self._catch(value, name)
+        with torch._C.DisableTorchFunction():  # our own looks at tensors are no sites
+            value = first_tensor(output)
+            self.layouts.after(kind, operation.name, args, kwargs, value)
+            site = Site(
+                name,
+                kind,
+                type(module).__name__ if module is not None else f"{operation.name}()",
+                frame.path,
+                input_shape=_shape_of(first_tensor((args, kwargs))),
+                output_shape=_shape_of(value),
+                layout=self.layouts.of(value),
+                inverse_layer=layer if attached or not self._live else None,
+                functional=module is None,
+                detached=self._is_detached(value),
+            )
+            self.sites.append(site)
+            if claimed:
+                frame.site = site
+            if not claimed or not frame.name:
+                self.shapes[name] = _shape_of(value)
+                if name in self.layers:
+                    self._catch(value, name)
         return output
 
     def _catch(self, value: Tensor | None, name: str) -> None:

@@ -1,0 +1,110 @@
+"""One bit an element: packing masks, and a signal's way through them, in blocks that stay in the caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Elements of a block, a multiple of 8: small enough for the caches, large enough that the loop costs nothing.
+BLOCK = 1 << 19
+
+# numpy compares, packs and unpacks several times faster than torch does on the CPU
+_BY_NUMPY = (torch.float32, torch.float64)
+# eight bytes of 0 or 1 in one integer, times this, have their bits in its uppermost byte, the first the highest
+_GATHER = 0x8040201008040201 - (1 << 64)
+
+
+def between(flat: Tensor, low: float, high: float | None) -> Tensor:
+    """Pack where ``low < value < high`` (None: no upper end).
+
+    Parameters
+    ----------
+    flat
+        Floating point [n].
+    low, high
+        The ends.
+
+    Returns
+    -------
+    Tensor
+        uint8 [⌈n / 8⌉], the first element in the highest bit.
+    """
+    return _packed(flat, "greater", low, high)
+
+
+def not_at_most(flat: Tensor, low: float) -> Tensor:
+    """Pack where not ``value <= low``, which is where ``value > low`` or the value is no number."""
+    return ~_packed(flat, "less_equal", low, None)
+
+
+def _packed(flat: Tensor, compare: str, low: float, high: float | None) -> Tensor:
+    if flat.device.type != "cpu":
+        return pack_by_torch(_compared(flat, compare, low, high))
+    count = len(flat)
+    packed = np.empty(-(-count // 8), np.uint8)
+    for start in range(0, count, BLOCK):
+        block: Any = flat[start : start + BLOCK].detach()
+        if flat.dtype in _BY_NUMPY:
+            values = block.numpy()
+            mask = getattr(np, compare)(values, low)
+            if high is not None:
+                mask &= values < high
+        else:
+            mask = _compared(block, compare, low, high).numpy()
+        packed[start // 8 : -(-(start + len(block)) // 8)] = np.packbits(mask)
+    return torch.from_numpy(packed)
+
+
+def _compared(values: Tensor, compare: str, low: float, high: float | None) -> Tensor:
+    mask: Tensor = getattr(torch, compare)(values, low)
+    return mask if high is None else mask & (values < high)
+
+
+def pack_by_torch(mask: Tensor) -> Tensor:
+    """Pack booleans [n] where they are, by torch alone."""
+    rest = -len(mask) % 8
+    if rest:
+        mask = torch.cat([mask, mask.new_zeros(rest)])
+    # a byte's place in an integer of eight depends on the machine: the first is the lowest on all that torch runs on
+    return ((mask.view(torch.int64) * _GATHER) >> 56).to(torch.uint8)
+
+
+def unpack_by_torch(packed: Tensor, count: int) -> Tensor:
+    """Return 0 or 1, uint8 [count], by torch alone."""
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, None] >> shifts) & 1).flatten()[:count]
+
+
+def unpacked(packed: Tensor, count: int) -> Tensor:
+    """Return 0 or 1, uint8 [count]."""
+    if packed.device.type != "cpu":
+        return unpack_by_torch(packed, count)
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=count))
+
+
+def through(
+    signal: Tensor, packed: Tensor, out: Tensor, derivative: Callable[[Tensor, Tensor, Tensor], object]
+) -> None:
+    """Write a signal's way through a mask into ``out``.
+
+    Parameters
+    ----------
+    signal, out
+        [n] of one dtype.
+    packed
+        The mask.
+    derivative
+        ``derivative(signal, mask, out)`` for a block, the mask 0 or 1 in the signal's dtype.
+    """
+    count = len(signal)
+    block = BLOCK if signal.device.type == "cpu" else -(-count // 8) * 8
+    floats = torch.empty(min(block, count), dtype=signal.dtype, device=signal.device)
+    for start in range(0, count, block):
+        stop = min(start + block, count)
+        mask = floats[: stop - start]
+        mask.copy_(unpacked(packed[start // 8 : -(-stop // 8)], stop - start))
+        derivative(signal[start:stop], mask, out[start:stop])

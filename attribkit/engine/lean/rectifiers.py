@@ -1,0 +1,133 @@
+"""Piecewise-linear functions of each element: one bit says which piece it was on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attribkit.engine.lean import bits
+from attribkit.engine.lean.step import Step
+from attribkit.engine.splice import is_in_place
+
+if TYPE_CHECKING:
+    from attribkit.engine.splice import FunctionCall
+
+
+class PiecewiseLinear(Step):
+    """A rectifier of two pieces; subclasses say where it is open and what its derivative makes of that.
+
+    The derivative is torch's own, with 1 and 0 in place of the activation: it treats infinite signals and signed zeros
+    as it always does.
+    """
+
+    channels_last = False
+    shape: torch.Size
+
+    def open(self, flat: Tensor) -> Tensor:
+        """Return the packed mask of the output's elements [n]."""
+        raise NotImplementedError
+
+    def derivative(self, signal: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the signal's way through a mask of 1 and 0."""
+        raise NotImplementedError
+
+    def keep(self, output: Tensor) -> None:
+        """Keep the mask."""
+        self.shape = output.shape
+        self.channels_last = not output.is_contiguous()
+        self.kept = (self.open(self._flat(output)),)
+
+    def back(self, signal: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+        """Carry a signal back through the mask."""
+        (packed,) = kept
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        out = torch.empty(self.shape, dtype=signal.dtype, device=signal.device, memory_format=memory_format)
+        if signal.is_contiguous(memory_format=memory_format) and not torch.is_grad_enabled():
+            bits.through(self._flat(signal), packed, self._flat(out), self.derivative)
+            return out
+        # a signal that lies otherwise: torch decides how the result does
+        self._flat(out).copy_(bits.unpacked(packed, self.shape.numel()))
+        return self.derivative(signal, out)
+
+    def _flat(self, tensor: Tensor) -> Tensor:
+        return (tensor.detach().permute(0, 2, 3, 1) if self.channels_last else tensor.detach()).reshape(-1)
+
+
+class ReLU(PiecewiseLinear):
+    """max(x, 0)."""
+
+    @classmethod
+    def of(cls, x: Tensor, call: FunctionCall) -> Step | None:
+        """Return the step of a call, None where it is not known."""
+        return cls() if _is_plain(x, call) else None
+
+    def open(self, flat: Tensor) -> Tensor:
+        """Open above zero, and for what is no number."""
+        return bits.not_at_most(flat, 0)
+
+    def derivative(self, signal: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the signal where it is open, else 0."""
+        if out is None:
+            return torch.ops.aten.threshold_backward(signal, mask, 0)  # type: ignore[no-any-return]
+        return torch.ops.aten.threshold_backward(signal, mask, 0, grad_input=out)  # type: ignore[no-any-return]
+
+
+class Hardtanh(ReLU):
+    """max(low, min(x, high)), as ReLU6 is."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    @classmethod
+    def of(cls, x: Tensor, call: FunctionCall) -> Step | None:
+        """Return the step of a call, None where it is not known."""
+        if not _is_plain(x, call):
+            return None
+        if call.operation.name == "relu6":
+            return cls(0.0, 6.0)
+        bound = call.operation.bind(call.args, call.kwargs)
+        low, high = bound.get("min_val"), bound.get("max_val")
+        return cls(low, high) if _is_number(low) and _is_number(high) else None
+
+    def open(self, flat: Tensor) -> Tensor:
+        """Open between the ends."""
+        return bits.between(flat, self.low, self.high)
+
+
+class LeakyReLU(PiecewiseLinear):
+    """X above zero, x times a slope below."""
+
+    def __init__(self, slope: float) -> None:
+        self.slope = slope
+
+    @classmethod
+    def of(cls, x: Tensor, call: FunctionCall) -> Step | None:
+        """Return the step of a call, None where it is not known."""
+        slope = call.operation.bind(call.args, call.kwargs).get("negative_slope")
+        # with a negative slope the output's sign says nothing
+        return cls(slope) if _is_plain(x, call) and _is_number(slope) and slope >= 0 else None
+
+    def open(self, flat: Tensor) -> Tensor:
+        """Open above zero."""
+        return bits.between(flat, 0, None)
+
+    def derivative(self, signal: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the signal where it is open, times the slope elsewhere."""
+        function = torch.ops.aten.leaky_relu_backward
+        if out is None:
+            return function(signal, mask, self.slope, False)  # type: ignore[no-any-return]
+        return function(signal, mask, self.slope, False, grad_input=out)  # type: ignore[no-any-return]
+
+
+def _is_plain(x: Tensor, call: FunctionCall) -> bool:
+    """Tell whether the output will lie in memory without gaps, and where it is the input, be no view of another."""
+    dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    if not dense or not (x._is_view() or x.is_leaf):
+        return dense
+    return not is_in_place(call.operation, call.function, call.args, call.kwargs)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,61 @@
+"""A step of the way back: one operation and what is kept of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from attribkit.engine.splice import FunctionCall
+
+
+class Step:
+    """One call of a known operation, on its way up and on its way back.
+
+    Attributes
+    ----------
+    kept : tuple of Tensor
+        What the way back needs, set by `run` at the latest and then handed to autograd.
+    """
+
+    kept: tuple[Tensor, ...] = ()
+
+    def run(self, call: FunctionCall) -> Tensor:
+        """Run the operation as it was called and return its output."""
+        output: Tensor = call.run()
+        return output
+
+    def keep(self, output: Tensor) -> None:
+        """Keep what the ordinary derivative takes from the output; not called where nobody will ask for it."""
+
+    def back(self, signal: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+        """Carry a signal back by the ordinary derivative."""
+        raise NotImplementedError
+
+    def switches(self, kept: tuple[Tensor, ...]) -> Tensor | None:
+        """Return a max pool's switches, None for all else."""
+        return None
+
+
+def is_fixed(tensor: Any, x: Tensor) -> bool:
+    """Tell whether a parameter, None included, is a plain tensor of the input's kind that nothing was computed for."""
+    return tensor is None or (
+        type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+        and tensor.is_leaf
+        and tensor.dtype == x.dtype
+        and tensor.device == x.device
+        and tensor.layout == torch.strided
+    )
+
+
+def named(call: FunctionCall, *names: str) -> dict[str, Any] | None:
+    """Return a call's arguments by name; None where it was called in a way that does not name all of these."""
+    bound = call.operation.bind(call.args, call.kwargs)
+    return bound if all(name in bound for name in names) else None
+
+
+def many(value: int | tuple[int, ...] | list[int], dims: int) -> list[int]:
+    """Return a setting for each dimension."""
+    return [value] * dims if isinstance(value, int) else list(value) * (dims if len(value) == 1 else 1)
