@@ -18,6 +18,9 @@ from attribkit_quantus.grids import Grids
 from attribkit_quantus.scoring import scores
 from attribkit_quantus.settings import Settings
 
+LOOK = 10
+"""Images for the grids are looked for among so many times the images that are measured: a source may hold millions."""
+
 
 @dataclass
 class Sample:
@@ -141,6 +144,8 @@ def _add_grids(found: Sample, reader: _Reader, first: list[_Candidate], settings
     members = np.zeros((0, cells), dtype=np.int64)
     step = max(wanted * cells // 4, cells)
     for candidate in _all(first, reader):
+        if reader.looked > LOOK * settings.images:
+            break
         if candidate.probability < settings.confidence or candidate.right is False:
             continue
         usable.append(candidate)

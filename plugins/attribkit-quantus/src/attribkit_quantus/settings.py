@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from attribkit.errors import InputError, InputTypeError, UnknownNameError, did_you_mean, is_int
+from attribkit.errors import InputError, InputTypeError, UnknownNameError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Settings:
         for item in fields(self):
             value = getattr(self, item.name)
             if item.type == "int":
-                if not is_int(value):
+                if not isinstance(value, int) or isinstance(value, bool):
                     raise InputTypeError(f"{item.name} must be an int, got {value!r}")
                 lowest = {"seed": 0, "grid": 2}.get(item.name, 1)
                 if value < lowest:
