@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from attribkit.store.errors import StoreError
@@ -35,7 +35,7 @@ class StoreFolder:
         self.made: list[Path] = []
         self.new = not (path / INDEX).exists()
         try:
-            with writing(path):
+            with writing(path, begun=False):
                 for folder in (path, path / SHARDS, path / RANKS):
                     self._make(folder)
                 handle, name = tempfile.mkstemp(prefix=".attribkit-", dir=path / SHARDS)
@@ -49,7 +49,8 @@ class StoreFolder:
         """Remove what was made, where the store was not there before; what others put there stays."""
         if self.new:
             for name in (INDEX, f"{INDEX}-journal", LOCK):
-                (self.path / name).unlink(missing_ok=True)
+                with suppress(OSError):
+                    (self.path / name).unlink()
         for folder in reversed(self.made):
             if folder in (self.path / SHARDS, self.path / RANKS):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -70,15 +71,21 @@ class StoreFolder:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what a full disk or a folder that cannot be written raises into a `StoreError` that names the store."""
+def writing(path: Path, begun: bool = True) -> Iterator[None]:
+    """Turn what a full disk or a folder that cannot be written raises into a `StoreError` that names the store.
+
+    Parameters
+    ----------
+    path
+        The store.
+    begun
+        Whether something may be finished already, which the message then speaks of.
+    """
     try:
         yield
     except (OSError, ValueError, sqlite3.Error) as error:
         if isinstance(error, StoreError):
             raise
         reason = getattr(error, "strerror", None) or str(error)
-        raise StoreError(
-            f"the output folder {str(path)!r} cannot be written: {reason}; what is finished is kept, and the same"
-            " command goes on from there"
-        ) from error
+        rest = "; what is finished is kept, and the same command goes on from there" if begun else ""
+        raise StoreError(f"the output folder {str(path)!r} cannot be written: {reason}{rest}") from error
