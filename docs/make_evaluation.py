@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     found, took = run(options.data, Settings())
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "evaluation.html").write_text(page(found, "python docs/make_evaluation.py"), encoding="utf-8")
+    (options.out / "report.html").write_text(page(found, "python docs/make_evaluation.py"), encoding="utf-8")
     for name in ("table", "images", "randomisation"):
         (options.out / f"{name}.csv").write_text(getattr(found, f"{name}_csv")(), encoding="utf-8")
     facts = "\n".join(f"- {name}: {value}" for name, value in found.facts.items())

@@ -71,9 +71,9 @@ def done(tmp_path_factory):
 
 def test_it_writes_four_files_and_nothing_else(done):
     out, result = done
-    names = {"evaluation.html", "evaluation.csv", "images.csv", "randomisation.csv"}
+    names = {"report.html", "evaluation.csv", "images.csv", "randomisation.csv"}
     assert {path.name for path in out.iterdir()} == names
-    assert f"written: {out / 'evaluation.html'}" in result.stdout
+    assert f"written: {out / 'report.html'}" in result.stdout
     assert result.stderr == ""
 
 
@@ -110,12 +110,12 @@ def test_upper_layers_matter_to_the_gradient_and_hardly_to_guided_backprop(done)
     assert table["guided_backprop", "randomisation"] > 0.9
     assert table["deconvnet", "randomisation"] > 0.5
     assert abs(table["gradient", "randomisation"]) < 0.3
-    shown = words_of((out / "evaluation.html").read_text("utf-8"))
+    shown = words_of((out / "report.html").read_text("utf-8"))
     for text in (shown, result.stdout):
         assert "guided_backprop barely reacts: " in text
         assert "to the upper layers below, deconvnet barely reacts" in " ".join(text.split())
         assert "gradient reacts: " in text
-        assert "So guided_backprop and deconvnet show more of the image" in text
+        assert "So guided_backprop and deconvnet say little" in text
     depths = [row for row in rows_of(out / "randomisation.csv") if row["reading"] == "signed"]
     assert [row["down_to"] for row in depths[:8]] == ["fc8", "fc7", "fc6", "conv5", "conv4", "conv3", "conv2", "conv1"]
     here = [row for row in depths if row["down_to"] == "fc6"]
@@ -125,7 +125,7 @@ def test_upper_layers_matter_to_the_gradient_and_hardly_to_guided_backprop(done)
 
 
 def test_the_page_stands_alone(done):
-    text = (done[0] / "evaluation.html").read_text("utf-8")
+    text = (done[0] / "report.html").read_text("utf-8")
     assert "default-src 'none'" in text
     assert re.findall(r"""(?:src|href)=["'](?!data:image/png;base64,|#)""", text) == []
     assert "<script" not in text
@@ -145,7 +145,7 @@ def test_only_what_is_asked_for(tmp_path):
     given = ("--model", "zfnet-fashion", "--data", "fashion-sample", "--method", "gradient", "--measure", "complexity")
     assert run(*given, *SMALL, "--out", tmp_path).exit_code == 0
     assert {row["metric"] for row in rows_of(tmp_path / "evaluation.csv")} == {"complexity", "sparseness"}
-    assert "randomised" not in (tmp_path / "evaluation.html").read_text("utf-8")
+    assert "randomised" not in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_the_model_is_left_as_it_was():
@@ -170,7 +170,7 @@ def test_a_method_that_fails_is_said_and_the_others_go_on(tmp_path, monkeypatch)
     result = run(*given, "--method", "gradient,deconvnet", *SMALL, "--out", tmp_path / "out")
     assert error_of(result) == "gradient: no luck today"
     assert {row["method"] for row in rows_of(tmp_path / "out" / "evaluation.csv")} == {"deconvnet", CONTROL}
-    assert "no luck today" in (tmp_path / "out" / "evaluation.html").read_text("utf-8")
+    assert "no luck today" in (tmp_path / "out" / "report.html").read_text("utf-8")
     result = run(*given, "--method", "gradient", *SMALL, "--out", tmp_path / "none")
     assert error_of(result) == "gradient: no luck today"
     assert not (tmp_path / "none").exists()

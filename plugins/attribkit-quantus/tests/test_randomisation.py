@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from attribkit_quantus.randomisation import plan, randomised
-from attribkit_quantus.results import Evaluation, Randomised
+from attribkit_quantus.results import Evaluation, Randomised, Values
 from attribkit_quantus.settings import Settings
 from attribkit_quantus.verdict import number, reaction, verdict
 from evaluated_nets import net
@@ -122,7 +122,7 @@ def test_the_verdict_says_what_the_numbers_say():
     assert lines[0].startswith("calm barely reacts: ")
     assert "0.95" in lines[0]
     assert lines[1].startswith("lively reacts: ")
-    assert lines[2].startswith("So calm shows more of the image")
+    assert lines[2].startswith("So calm says little of what")
     assert len(lines) == 3
 
 
@@ -133,8 +133,17 @@ def test_a_verdict_without_culprits_accuses_nobody():
     assert judged() == []
 
 
+def test_a_map_that_never_changes_is_called_so():
+    model = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(9)])
+    found = Evaluation("model", "data", Settings(), ["still"], cascade=plan(model, X, 3), same_class=[0.0] * 3)
+    found.randomised["still"] = Randomised(np.full((3, 4), 0.9), np.full((3, 4), 0.9))
+    for size, said in ((0.0, True), (0.3, False)):
+        found.values["still", "sensitivity"] = Values(list("abcd"), np.full(4, size))
+        assert ("nothing of the image is in these maps" in " ".join(verdict(found))) is said
+
+
 def test_two_culprits_are_named_together():
-    assert judged(a=[0.95, 0.9, 0.1], b=[0.6, 0.0, 0.0], c=[-0.2, 0.0, 0.0])[-1].startswith("So a and b show more")
+    assert judged(a=[0.95, 0.9, 0.1], b=[0.6, 0.0, 0.0], c=[-0.2, 0.0, 0.0])[-1].startswith("So a and b say little")
 
 
 def test_numbers_are_written_plainly():

@@ -50,7 +50,7 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 
 
 @click.command(
-    epilog="The answer lies in the output folder: evaluation.html (open it in a browser), evaluation.csv with a row for"
+    epilog="The answer lies in the output folder: report.html (open it in a browser), evaluation.csv with a row for"
     " each method and measure, images.csv with a row for each image too, and randomisation.csv with one for each depth."
 )
 @click.option("--model", required=True, metavar="M", help="As for explain: zfnet-fashion, timm/NAME, MODULE:FACTORY, …")
@@ -189,7 +189,7 @@ def evaluate(
         click.echo(f"attribkit: warning: left out: {len(found.skipped) - 10} more images", err=True)
     if found.methods:
         _print(found, verdict(found))
-        click.echo(f"written: {Path(out) / 'evaluation.html'}, evaluation.csv, images.csv, randomisation.csv")
+        click.echo(f"written: {Path(out) / 'report.html'}, evaluation.csv, images.csv, randomisation.csv")
     if found.failures:
         ctx.exit(1)
 
@@ -198,7 +198,7 @@ def _files(found: Evaluation, command: str) -> dict[str, bytes]:
     from attribkit_quantus.page import page
 
     texts = {
-        "evaluation.html": page(found, command),
+        "report.html": page(found, command),
         "evaluation.csv": found.table_csv(),
         "images.csv": found.images_csv(),
         "randomisation.csv": found.randomisation_csv(),

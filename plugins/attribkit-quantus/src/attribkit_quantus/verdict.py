@@ -7,6 +7,8 @@ from attribkit_quantus.statistics import Interval
 
 BARELY, LITTLE, PARTLY = 0.8, 0.5, 0.2
 """The lowest rank correlation of which each word is used; below the last, a method simply reacts."""
+STILL = 1e-3
+"""A max-sensitivity below which a map does not depend on the image: deconvnet without max pools."""
 SAME = 0.1
 """A further fall smaller than this is called barely any."""
 
@@ -37,18 +39,20 @@ def verdict(found: Evaluation) -> list[str]:
         )
         if here.mean >= LITTLE:
             unmoved.append(method)
+            noise = found.interval(method, "sensitivity")
+            if noise is not None and noise.mean < STILL:
+                lines[-1] += " Nor does it react to noise in the image: nothing of the image is in these maps."
             first, top = signed[0], cascade.depths[0]
             if here.mean < BARELY and cascade.upper > 0 and first.mean - here.mean < SAME:
                 lines[-1] += (
-                    f" That it falls at all is due to {_layers(cascade.layers[: top.count])}, after which it is "
+                    f" Nearly all of the fall is due to {_layers(cascade.layers[: top.count])}, after which it is "
                     f"{number(first.mean)}; to the upper layers below, {method} barely reacts."
                 )
     if unmoved:
         many = len(unmoved) > 1
         lines.append(
-            f"So {listed(unmoved)} show{'' if many else 's'} more of the image, and of the layers below, than of what "
-            f"the network's upper layers have learned: {'their' if many else 'its'} maps cannot tell why it chose "
-            "a class."
+            f"So {listed(unmoved)} say{'' if many else 's'} little of what the network's upper layers have learned: "
+            f"{'their' if many else 'its'} maps cannot tell why it chose a class."
         )
     return lines
 
