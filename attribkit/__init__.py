@@ -14,7 +14,7 @@ if _TYPE_CHECKING:
     from attribkit.attribution import Attribution
     from attribkit.engine.inspection import Inspection
     from attribkit.engine.inverse import InverseLayer
-    from attribkit.errors import AttribkitError, CoverageWarning
+    from attribkit.errors import AttribkitError, CoverageWarning, IncrementalWarning
     from attribkit.hookspecs import hookimpl
     from attribkit.method import InverseMethod, Method
     from attribkit.models.loading import LoadedModel, load_model
@@ -26,7 +26,7 @@ _MODULES = {
     "attribkit.attribution": ("Attribution",),
     "attribkit.engine.inspection": ("Inspection",),
     "attribkit.engine.inverse": ("InverseLayer",),
-    "attribkit.errors": ("AttribkitError", "CoverageWarning"),
+    "attribkit.errors": ("AttribkitError", "CoverageWarning", "IncrementalWarning"),
     "attribkit.hookspecs": ("hookimpl",),
     "attribkit.method": ("InverseMethod", "Method"),
     "attribkit.models.loading": ("LoadedModel", "load_model"),
@@ -39,6 +39,7 @@ __all__ = [
     "AttribkitError",
     "Attribution",
     "CoverageWarning",
+    "IncrementalWarning",
     "Inspection",
     "InverseLayer",
     "InverseMethod",

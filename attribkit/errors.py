@@ -58,6 +58,10 @@ class CoverageError(AttribkitError, CoverageWarning):
     """What ``strict=True`` raises where a `CoverageWarning` would have been given."""
 
 
+class IncrementalWarning(UserWarning):
+    """Incremental inference was asked for, or was under way, and the model was run in full instead."""
+
+
 class PluginWarning(UserWarning):
     """A plugin was skipped; ``attribkit plugins`` shows the reason."""
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import attribkit as ak
-from attribkit.builtin.occlusion import IncrementalWarning
+from attribkit.errors import IncrementalWarning
 from attribkit.engine.incremental import NotReplayable
 from attribkit.engine.incremental.graph import compare
 from attribkit.engine.incremental.record import record

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from attribkit.engine.incremental.blocks import bytes_per_position, cut
 from attribkit.engine.incremental.errors import NotReplayable
@@ -20,9 +21,21 @@ from attribkit.engine.incremental.rewrite import rewrite
 from attribkit.engine.incremental.spans import Spans
 
 #: How far scores may be from the model's own, as a share of the largest value returned beside them.
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
+
+#: How much of the largest value of a batch stays in a processor's caches, so that more rows at once cost more.
+CACHE = 20_000_000
 
 Grid = tuple[Spans, Spans]
+
+
+@dataclass
+class Image:
+    """A clean image's values, and what the model itself returns for some of its occluded copies, to compare with."""
+
+    clean: Clean
+    places: list[tuple[int, int]]
+    expected: list[Tensor]
 
 
 class Incremental:
@@ -45,8 +58,10 @@ class Incremental:
     Attributes
     ----------
     returned
-        What ``function`` returned for the clean image and one occluded copy.
+        What ``function`` returned for the clean first image, one row.
     plan : Plan
+    first : Image
+        The first image.
 
     Raises
     ------
@@ -59,16 +74,20 @@ class Incremental:
     ) -> None:
         if image.dtype not in TOLERANCE:
             raise NotReplayable(f"{image.dtype} is too coarse to compare scores in")
-        self.grid, self.fill, self.image = grid, fill, image
-        self.checked = self._places_to_check()
-        first, others = self.checked[: ROWS[0] - 1], self.checked[ROWS[0] - 1 :]
+        self.grid, self.fill = grid, fill
+        self.function = function
+        checked = self._places_to_check()
+        first, others = checked[: ROWS[0] - 1], checked[ROWS[0] - 1 :]
         one = record(function, torch.cat([image, self.occluded(image, first)]))
         many = record(function, self.occluded(image, others))
-        self.returned = one.returned
-        self._expected = [
-            torch.cat([one.values[a.index].held[1:], many.values[b.index].held])
-            for a, b in zip(one.leaves, many.leaves, strict=True)
+        self._compared = [
+            place
+            for place, (a, b) in enumerate(zip(one.leaves, many.leaves, strict=True))
             if isinstance(a, Ref) and isinstance(b, Ref) and one.values[a.index].varies
+        ]
+        expected = [
+            torch.cat([one.values[one.leaves[k].index].held[1:], many.values[many.leaves[k].index].held])
+            for k in self._compared
         ]
         for leaf in one.leaves:
             if not isinstance(leaf, (Ref, int, float, str, type(None))):
@@ -79,8 +98,13 @@ class Incremental:
                 raise NotReplayable("what the forward pass returns is not row by row")
         rewrite(graph)
         self.plan = Plan(graph, *grid)
-        self._first = self.plan.clean({i: v.clean for i, v in graph.values.items() if v.clean is not None})
+        clean = {i: v.clean for i, v in graph.values.items() if v.clean is not None}
+        self.first = Image(self.plan.clean(clean), checked, expected)
+        leaves = [clean[leaf.index] if isinstance(leaf, Ref) else leaf for leaf in graph.returns]
+        self.returned = tree_unflatten(leaves, graph.spec)
         per_position = bytes_per_position(self.plan)
+        if image.device.type == "cpu":
+            max_bytes = min(max_bytes, 3 * CACHE)
         self.most = max(1, max_bytes // max(1, per_position))
 
     def occluded(self, image: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
@@ -91,9 +115,11 @@ class Incremental:
             copy[:, rows[0][y] : rows[1][y], columns[0][x] : columns[1][x]] = self.fill
         return copies
 
-    def clean(self, image: Tensor) -> Clean:
-        """Return the clean values of another image [1, C, H, W]."""
-        return self.plan.clean(self.plan.whole(image))
+    def ready(self, image: Tensor, seed: int) -> Image:
+        """Return another image [1, C, H, W] made ready, with a window drawn by ``seed`` to compare."""
+        places = [self._draw(1, seed)[0]]
+        leaves = tree_flatten(self.function(self.occluded(image, places)))[0]
+        return Image(self.plan.clean(self.plan.whole(image)), places, [leaves[k] for k in self._compared])
 
     def blocks(self, places: Sequence[tuple[int, int]] | None = None) -> list[tuple[list[int], list[int]]]:
         """Return the blocks, rows × columns of the grid, that hold the given places (default: all)."""
@@ -110,18 +136,18 @@ class Incremental:
         side = max(1, math.isqrt(self.most))
         for across, down in groups.items():
             left = cut(self.plan, 1, list(across), side)
-            found += [(a, b) for a in cut(self.plan, 0, down, max(1, self.most // side)) for b in left]
+            found += [(a, b) for b in left for a in cut(self.plan, 0, down, max(1, self.most // side))]
         return found
 
     def run(
-        self, clean: Clean | None, blocks: Sequence[tuple[list[int], list[int]]]
+        self, image: Image, blocks: Sequence[tuple[list[int], list[int]]]
     ) -> Iterator[tuple[list[tuple[int, int]], Any]]:
         """Compute blocks of positions; yield places (row, column) and what the forward pass returns for them.
 
         Parameters
         ----------
-        clean
-            The image's clean values; None: the first image's, whose results are compared with the model's own.
+        image
+            `first`, or what `ready` returned.
         blocks
             As `blocks` made them.
 
@@ -130,8 +156,6 @@ class Incremental:
         NotReplayable
             Results differ from the model's own.
         """
-        checking = clean is None
-        values = self._first if clean is None else clean
         waiting: list[dict[int, Tensor]] = []
         places: list[tuple[int, int]] = []
         # without a tail nothing is small: results go out block by block
@@ -141,7 +165,7 @@ class Incremental:
             # modes that watch the model's calls have no part in ours, and cost more than many of them
             with torch.no_grad(), torch._C.DisableTorchFunction():
                 sides = self.plan.side(0, rows), self.plan.side(1, columns)
-                found = self.plan.run(values, *sides, self.fill)
+                found = self.plan.run(image.clean, *sides, self.fill)
                 waiting.append(found)
                 places += [(y, x) for y in rows for x in columns]
                 held += sum(v.numel() * v.element_size() for v in found.values())
@@ -150,8 +174,7 @@ class Incremental:
                     continue
                 joined = {i: torch.cat([part[i] for part in waiting]) for i in waiting[0]}
                 leaves = self.plan.finish(joined, len(places))
-                if checking:
-                    self._check(places, leaves)
+                self._check(image, places, leaves)
                 returned = tree_unflatten(leaves, self.plan.graph.spec)
             yield places, returned
             waiting, places, held = [], [], 0
@@ -159,23 +182,26 @@ class Incremental:
     def _places_to_check(self) -> list[tuple[int, int]]:
         """Return the first and the last place and some drawn ones."""
         rows, columns = (len(side[0]) for side in self.grid)
-        generator = torch.Generator().manual_seed(rows * 1009 + columns)
-        drawn = torch.randint(rows * columns, (sum(ROWS) - 3,), generator=generator).tolist()
-        return [(0, 0), (rows - 1, columns - 1), *((i // columns, i % columns) for i in drawn)]
+        return [(0, 0), (rows - 1, columns - 1), *self._draw(sum(ROWS) - 3, 0)]
 
-    def _check(self, places: list[tuple[int, int]], leaves: list[Any]) -> None:
+    def _draw(self, count: int, seed: int) -> list[tuple[int, int]]:
+        rows, columns = (len(side[0]) for side in self.grid)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + rows * 1009 + columns)
+        drawn = torch.randint(rows * columns, (count,), generator=generator).tolist()
+        return [(i // columns, i % columns) for i in drawn]
+
+    def _check(self, image: Image, places: list[tuple[int, int]], leaves: list[Any]) -> None:
         numbers = {place: i for i, place in enumerate(places)}
-        found = [leaf for leaf, kind in zip(leaves, self.plan.graph.returns, strict=True) if isinstance(kind, Ref)]
-        if len(found) != len(self._expected):
-            raise NotReplayable("results cannot be compared with the model's own")
-        for k, place in enumerate(self.checked):
-            if place not in numbers:
+        for compared, expected in zip(self._compared, image.expected, strict=True):
+            if not isinstance(self.plan.graph.returns[compared], Ref):
+                raise NotReplayable("results cannot be compared with the model's own")
+            if not expected.is_floating_point():
                 continue
-            for leaf, expected in zip(found, self._expected, strict=True):
-                ours, theirs = leaf[numbers[place]], expected[k]
-                if not theirs.is_floating_point():
+            scale = expected.abs().amax()
+            for theirs, place in zip(expected, image.places, strict=True):
+                if place not in numbers:
                     continue
-                scale = expected.abs().amax()
+                ours = leaves[compared][numbers[place]]
                 error = (ours - theirs).abs().amax()
                 if not bool(error <= TOLERANCE.get(theirs.dtype, 0.0) * scale) and not torch.equal(ours, theirs):
                     raise NotReplayable(

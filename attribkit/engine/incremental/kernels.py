@@ -38,7 +38,8 @@ class Convolution:
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.act: Activation | None = None
         self.folded = False
-        self._packed: dict[tuple[int, int], Tensor] = {}
+        self._packed: dict[tuple[Any, ...], Tensor] = {}
+        self._layouts: dict[bytes, Tensor] = {}
         self._prepared = False
         self._fused = False
 
@@ -72,16 +73,27 @@ class Convolution:
         return apply(self.act, y)
 
     def _by_onednn(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
-        packed = self._packed.get(padding)
+        packed = self._packed.get((padding, x.shape[2:]))
         if packed is None:
-            packed = self._packed[padding] = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight, padding, self.stride, self.dilation, self.groups, list(x.shape)
-            )
+            packed = self._packed[padding, x.shape[2:]] = self._pack(x, padding)
         name, numbers, algorithm = self.act if self.act is not None else ("none", [], "")
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, packed, self.bias, padding, self.stride, self.dilation, self.groups, name, numbers, algorithm
         )
         return y
+
+    def _pack(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        """Return the weights as oneDNN wants them for inputs of this shape; in another order a call is far slower.
+
+        Most shapes share one of a few orders, each of which is kept once.
+        """
+        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+            self.weight, padding, self.stride, self.dilation, self.groups, list(x.shape)
+        )
+        if not hasattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md") or not packed.is_mkldnn:
+            return packed
+        layout = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
+        return self._layouts.setdefault(layout, packed)
 
 
 def activation(node: Node) -> Activation | None:

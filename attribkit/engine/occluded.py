@@ -1,0 +1,291 @@
+"""What a model says of occluded copies of images, found by either engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from attribkit import progress
+from attribkit.engine.incremental import CACHE, TORCHS_OWN, Incremental, NotReplayable
+from attribkit.engine.incremental.spans import Spans
+from attribkit.engine.outputs import class_scores
+from attribkit.engine.units import select
+from attribkit.engine.walk import Capture, Walk
+from attribkit.errors import IncrementalWarning, InputError, ModelError
+from attribkit.targets import ClassTarget, Target
+
+#: The most occluded images that go through the model at once; more gain nothing and leave the caches.
+ROWS = 32
+
+#: Memory for a batch where the machine does not say how much is free, and the most that is taken unasked.
+BATCH_BYTES = 1 << 29
+
+#: From how many times fewer multiplications on incremental inference is taken unasked, if no batch norm is folded.
+WORTH = 1.05
+
+#: Below this many windows the recording costs more than it saves.
+FEWEST = 8
+
+T = TypeVar("T")
+Places = Sequence[tuple[int, int]]
+Returned = tuple[Any, dict[str, Tensor]]  # the model's output, and the layers' by name
+
+log = logging.getLogger("attribkit.builtin.occlusion")
+
+
+class Occluded:
+    """What the model says of images with one window of a grid filled.
+
+    Parameters
+    ----------
+    observer
+        Runs the model and says what is noted.
+    inputs
+        Float tensor [N, C, H, W].
+    grid
+        Where the windows start and end, (rows, columns): two lists each.
+    fill
+        What they are filled with.
+    engine : {"auto", "incremental", "full"}
+    max_bytes
+        About how much memory a batch may take; None: a quarter of what is free, at most `BATCH_BYTES`.
+
+    Attributes
+    ----------
+    incremental : bool
+        Whether incremental inference is what finds them, as far as is known.
+    """
+
+    def __init__(
+        self,
+        observer: Observer,
+        inputs: Tensor,
+        grid: tuple[Spans, Spans],
+        fill: float,
+        engine: str,
+        max_bytes: int | None,
+    ) -> None:
+        self.observer, self.inputs, self.grid, self.fill, self.engine = observer, inputs, grid, fill, engine
+        self.max_bytes = max_bytes or _free_bytes(inputs.device)
+        self.shape = (len(grid[0][0]), len(grid[1][0]))
+        self.incremental = engine != "full"
+        self._recorded: Incremental | None = None
+
+    def clean(self) -> dict[str, Tensor]:
+        """Return, by name, what is noted of every image as it is."""
+        index = torch.arange(len(self.inputs), device=self.inputs.device)
+        recorded = self._try(self._record) if self.incremental and len(self.inputs) == 1 else None
+        if recorded is not None:
+            return self.observer.found(recorded.returned, index, first=True)
+        return self.observer.look(self.inputs.clone(), index, first=True)
+
+    def find(self, places: Sequence[Places] | None = None) -> dict[str, Tensor]:
+        """Return, by name, what is noted of every image with every window filled, one after the other.
+
+        Parameters
+        ----------
+        places
+            For each image the windows (row, column) to look at; None: all. Others are 0 in what is returned.
+
+        Returns
+        -------
+        dict of str to Tensor
+            [N, rows, columns] each.
+        """
+        if places is None:
+            everywhere = [(y, x) for y in range(self.shape[0]) for x in range(self.shape[1])]
+            places = [everywhere] * len(self.inputs)
+        found = self._try(lambda: self._incremental(places)) if self.incremental else None
+        return self._full(places) if found is None else found
+
+    def _note(self, found: dict[str, Tensor], sample: int | Tensor, places: Places, seen: dict[str, Tensor]) -> None:
+        at = torch.tensor([y * self.shape[1] + x for y, x in places], device=self.inputs.device)
+        for key, value in seen.items():
+            if key not in found:
+                found[key] = value.new_zeros(len(self.inputs), *self.shape)
+            found[key].flatten(1)[sample, at] = value
+
+    def _full(self, places: Sequence[Places]) -> dict[str, Tensor]:
+        """Run the model on every occluded image."""
+        inputs = self.inputs
+        jobs = [(sample, place) for sample, wanted in enumerate(places) for place in wanted]
+        most = min(self.max_bytes, 4 * CACHE) if inputs.device.type == "cpu" else self.max_bytes
+        if not self.observer.bytes_per_row:
+            self.observer.measure(inputs[:1].clone(), torch.zeros(1, dtype=torch.long, device=inputs.device))
+        rows = max(1, min(ROWS, len(jobs), most // max(1, self.observer.bytes_per_row)))
+        buffer = inputs.new_empty(rows, *inputs.shape[1:])
+        found: dict[str, Tensor] = {}
+        for start in progress.track(range(0, len(jobs), rows), "occlusion"):
+            part = jobs[start : start + rows]
+            index = torch.tensor([sample for sample, _ in part], device=inputs.device)
+            occluded = torch.index_select(inputs, 0, index, out=buffer[: len(part)])
+            for row, (_, (y, x)) in zip(occluded, part, strict=True):
+                (tops, bottoms), (lefts, rights) = self.grid
+                row[..., tops[y] : bottoms[y], lefts[x] : rights[x]] = self.fill
+            self._note(found, index, [place for _, place in part], self.observer.look(occluded, index))
+        return found
+
+    def _try(self, action: Callable[[], T]) -> T | None:
+        """Return what incremental inference gives; None where the model does not allow it, and no more of it then."""
+        try:
+            return action()
+        except NotReplayable as reason:
+            why = str(reason)
+        except Exception as error:
+            if type(error) not in TORCHS_OWN or hasattr(error, "attribkit_origin"):
+                raise
+            # a replay that torch refuses; if the model itself is at fault, running it in full shows it
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+        self.incremental, self._recorded = False, None
+        message = f"occlusion runs the model in full: {why}"
+        log.info(message)
+        if self.engine == "incremental" or "differ" in why:
+            warnings.warn(message, IncrementalWarning, stacklevel=6)
+        return None
+
+    def _incremental(self, places: Sequence[Places]) -> dict[str, Tensor]:
+        recorded = self._record()
+        found: dict[str, Tensor] = {}
+        blocks = [recorded.blocks(wanted) for wanted in places]
+        for sample, seen, returned in progress.track(
+            self._blocks(recorded, blocks), "occlusion", total=sum(map(len, blocks))
+        ):
+            if seen:
+                index = torch.full((len(seen),), sample, dtype=torch.long, device=self.inputs.device)
+                self._note(found, sample, seen, self.observer.found(returned, index))
+        return found
+
+    def _record(self) -> Incremental:
+        if self._recorded is not None:
+            return self._recorded
+        inputs, observer = self.inputs, self.observer
+        if any(isinstance(v, Tensor) and v.ndim and len(v) == len(inputs) for v in observer.forward_kwargs.values()):
+            raise NotReplayable("forward_kwargs differ from sample to sample")
+        if self.shape[0] * self.shape[1] < FEWEST:
+            raise NotReplayable("there are too few windows for it to pay")
+        first = torch.zeros(1, dtype=torch.long, device=inputs.device)
+
+        def forward(rows: Tensor) -> Any:
+            return observer.forward(rows, first.expand(len(rows)))
+
+        recorded = Incremental(forward, inputs[:1], self.grid, self.fill, self.max_bytes)
+        if self.engine == "auto" and recorded.plan.gain() < WORTH and not recorded.plan.folds():
+            raise NotReplayable("a window changes nearly all of every feature map")
+        self._recorded = recorded
+        return recorded
+
+    def _blocks(self, recorded: Incremental, blocks: Sequence[Any]) -> Iterator[tuple[int, list[tuple[int, int]], Any]]:
+        for sample, wanted in enumerate(blocks):
+            if not wanted:
+                continue
+            image = recorded.ready(self.inputs[sample : sample + 1], sample) if sample else recorded.first
+            for seen, returned in recorded.run(image, wanted):
+                yield sample, seen, returned
+
+
+class Observer:
+    """Runs the model on a batch and notes the score, the most probable class and the feature map's activity."""
+
+    def __init__(
+        self, model: nn.Module, target: Target, score: str, unit_layer: str | None, unit_channel: int | None
+    ) -> None:
+        self.model = model
+        self.target = target
+        self.probability = score == "probability"
+        self.unit_layer = unit_layer
+        self.unit_channel = unit_channel
+        self.channels: Tensor | None = None
+        self.bytes_per_row = 0
+        self.forward_kwargs = target.forward_kwargs
+        self._first: dict[str, Capture] = {}
+
+    def look(self, x: Tensor, index: Tensor, *, first: bool = False) -> dict[str, Tensor]:
+        """Run the model and return, by name, what is noted of every row."""
+        return self.found(self.measure(x, index) if first else self.forward(x, index), index, first=first)
+
+    def measure(self, x: Tensor, index: Tensor) -> Returned:
+        """Do what `forward` does and note how much memory a row takes."""
+        with _Largest() as largest:
+            returned = self.forward(x, index)
+        # an output beside the inputs it is made of, and what the operation needs itself
+        self.bytes_per_row = 4 * largest.bytes // max(1, len(x))
+        return returned
+
+    def forward(self, x: Tensor, index: Tensor) -> Returned:
+        """Run the model and return its output and the layers' that are needed."""
+        target = self.target
+        wanted = [layer for layer in (target.layer, self.unit_layer) if layer is not None]
+        if not wanted:
+            return target.observe(self.model, x, index), {}
+        walk = Walk(self.model, layers=wanted)
+        output = walk.run(x, **target.kwargs_for(index))
+        for layer in wanted:
+            self._first.setdefault(layer, walk.catch(layer))
+        return output, {layer: walk.catch(layer).value for layer in wanted}
+
+    def found(self, returned: Returned, index: Tensor, *, first: bool = False) -> dict[str, Tensor]:
+        """Return, by name, what is noted of every row of what `forward` returned."""
+        (output, captured), target = returned, self.target
+        layer = target.layer
+        observed = output if layer is None else replace(self._first[layer], value=captured[layer])
+        found = {"score": target.read(observed, index)}
+        try:
+            logits = class_scores(output)
+        except ModelError:
+            pass  # dense outputs have no class of their own
+        else:
+            found["label"] = logits.argmax(1)
+            if self.probability and isinstance(target, ClassTarget):
+                found["score"] = target.read(logits.softmax(1), index)
+        if self.unit_layer is not None:
+            layout = self._first[self.unit_layer].layout
+            if layout is None:
+                raise InputError(f"occlusion unit_layer {self.unit_layer!r}: its feature dimension is not known")
+            found["unit"] = self._activity(captured[self.unit_layer], layout, index, first)
+        return found
+
+    def _activity(self, value: Tensor, layout: str, index: Tensor, first: bool) -> Tensor:
+        channels = value.shape[layout.index("C")]
+        totals = value.movedim(layout.index("C"), 1).flatten(2).sum(2) if value.ndim > 2 else value
+        if first:
+            if self.unit_channel is not None and not 0 <= self.unit_channel < channels:
+                raise InputError(
+                    f"unit_channel {self.unit_channel} is out of range: {self.unit_layer!r} has {channels} channels"
+                )
+            self.channels = totals.argmax(1)
+        if self.unit_channel is not None or self.channels is None:
+            return select(value, self.unit_channel or 0, layout).sum(1)
+        return totals.gather(1, self.channels[index.to(self.channels.device)][:, None])[:, 0]
+
+
+class _Largest(TorchFunctionMode):
+    """Notes how large the largest tensor is that a function returns."""
+
+    bytes = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in (output,) if isinstance(output, Tensor) else tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                with torch._C.DisableTorchFunction():
+                    self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+        return output
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Return a quarter of the memory that is free, at most `BATCH_BYTES`."""
+    free = 4 * BATCH_BYTES
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1 << 24, min(free // 4, BATCH_BYTES))
