@@ -27,11 +27,11 @@ IMAGES = 60
 
 
 def arguments(command: str, folder: Path, out: Path) -> list[str]:
+    usual = ["--model", "kill_nets:slow", "--out", str(out)]
     if command == "explain":
-        return ["explain", str(folder / "in"), "--model", "kill_nets:slow", "--method", "gradient,occlusion", "--option",
-                "occlusion.window=8", "--option", "occlusion.stride=8", "--batch-size", "4", "--out", str(out)]  # fmt: skip
-    return ["features", "--data", str(folder / "in"), "--model", "kill_nets:slow", "--layer", "2", "--top", "3", "--out",
-            str(out)]  # fmt: skip
+        options = ["--option", "occlusion.window=8", "--option", "occlusion.stride=8", "--batch-size", "4"]
+        return ["explain", str(folder / "in"), "--method", "gradient,occlusion", *options, *usual]
+    return ["features", "--data", str(folder / "in"), "--layer", "2", "--top", "3", *usual]
 
 
 def start(command: str, folder: Path, out: Path, ranks: int) -> subprocess.Popen[bytes]:

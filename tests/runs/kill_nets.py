@@ -17,3 +17,24 @@ class Slow(torch.nn.Sequential):
 
 def slow():
     return Slow(*five()).eval()
+
+
+def full_once():
+    """Let the disk be full for the second process at its second shard, once (the file ``full`` says that it was)."""
+    import errno
+    import os
+    from pathlib import Path
+
+    from attribkit.runs import loop
+
+    original, calls = loop.write_shard, []
+
+    def write_shard(*args):
+        calls.append(0)
+        if os.environ.get("RANK") == "1" and len(calls) == 2 and not Path("full").exists():
+            Path("full").touch()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(*args)
+
+    loop.write_shard = write_shard
+    return slow()
