@@ -10,9 +10,11 @@ DEMO_OUT ?= attribkit-report
 PYTEST_FLAGS ?=
 # What `make zoo` takes, such as ZOO="resnet18 convnext_atto", or ZOO=page to write the page alone; empty: everything.
 ZOO ?=
+# What `make shelf-check` takes, such as SHELF=--together, all of them in one environment, or SHELF="cam lrp".
+SHELF ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types check images figures fields weights docs bench zoo shelf-check mutants conformance clean distclean
+.PHONY: help venv demo test lint format types check images figures fields weights docs bench zoo shelf shelf-check mutants conformance clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
@@ -76,8 +78,12 @@ bench: $(STAMP)  ## run the benchmarks
 zoo: $(STAMP)  ## run every model of timm's and write docs/zoo.md, in an hour or two; ZOO="name name" takes these
 	PYTHONPATH=tests $(RUN) zoo $(ZOO)
 
-shelf-check: $(STAMP)  ## install, test, check and remove every distribution under plugins/
-	plugins/check_shelf.sh
+shelf: $(STAMP)  ## install every distribution under plugins/ into .venv, with what their tests need
+	$(RUN) pip install $(PIP_FLAGS) $(foreach folder,$(wildcard plugins/attribkit-*),--editable './$(folder)[test]')
+	$(VENV)/bin/attribkit methods
+
+shelf-check: $(STAMP)  ## install, test, check and remove every distribution under plugins/, each alone
+	plugins/check_shelf.sh $(SHELF)
 
 mutants: $(STAMP)  ## run the whole conformance kit on every faulty method and engine
 	MUTANTS_WHOLE_KIT=1 $(RUN) pytest -q -s tests/testing/test_mutants.py

@@ -60,7 +60,8 @@ def method_section(
         score=score,
         probability=probability,
         seconds=seconds,
-        coverage=result.coverage.sentence,
+        # of a method without inverse layers there is nothing to say, whatever it does to the network by itself
+        coverage=result.coverage.sentence if getattr(result.coverage, "applies", True) else "",
         figures=tuple(method_figures(result, target, labels, predicted, index)),
         source=source,
         group=group,
