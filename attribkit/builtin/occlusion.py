@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attribkit.builtin._refinement import Limit, coarsest, refine
 from attribkit.engine.incremental.spans import Spans
 from attribkit.engine.occluded import Observer, Occluded
 from attribkit.errors import InputError, InputTypeError, as_int, is_int
@@ -41,8 +42,9 @@ class Occlusion(Method):
         score: str = "logit",
         unit_layer: str | None = None,
         unit_channel: int | None = None,
-        engine: str = "full",
+        engine: str = "auto",
         max_batch_bytes: int | None = None,
+        approximate: float | str | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the map [N, C, H, W] and, as extras, what the model said at each position.
 
@@ -70,6 +72,10 @@ class Occlusion(Method):
         max_batch_bytes
             About how much memory a batch of occluded images may take; default a quarter of what is free, at most
             512 MiB.
+        approximate
+            Look at fewer windows: as many as still cover every pixel first, then those between wherever the score
+            changes. A number between 0 and 1: the error allowed, as a share of the largest drop; text such as
+            ``"20s"``: the seconds to spend. Errors are estimates. None: every window.
 
         Returns
         -------
@@ -77,12 +83,14 @@ class Occlusion(Method):
         extras : dict
             ``score_map`` [N, rows, cols], the score by position (Fig. 6d); ``label_map`` [N, rows, cols], the most
             probable class by position (Fig. 6e); with ``unit_layer``, ``unit_map`` [N, rows, cols] (Fig. 6b);
-            ``incremental`` [N], whether incremental inference found them.
+            ``incremental`` [N], whether incremental inference found them. With ``approximate``, ``seen`` [N, rows,
+            columns], which windows were looked at, and ``error_map``, the estimated error of ``score_map`` elsewhere.
 
         Raises
         ------
         InputError
-            A window, stride or ``max_batch_bytes`` below 1, an unknown ``score`` or ``engine``, or a unit out of range.
+            A window, stride or ``max_batch_bytes`` below 1, an unknown ``score`` or ``engine``, a unit out of range, or
+            an ``approximate`` that is neither a share nor seconds.
 
         Warns
         -----
@@ -98,6 +106,7 @@ class Occlusion(Method):
         sides = tuple(min(w, side) for w, side in zip(_window(window, height, width), (height, width), strict=True))
         steps = _pair("stride", stride) if stride is not None else tuple(max(1, side // 2) for side in sides)
         fill = _fill(fill)
+        limit = None if approximate is None else Limit(approximate)
         if unit_layer is not None and not isinstance(unit_layer, str):
             raise InputTypeError(f"occlusion unit_layer must be the name of a layer, got {unit_layer!r}")
         if unit_channel is not None:
@@ -118,10 +127,16 @@ class Occlusion(Method):
         )
         with torch.no_grad():
             clean = occluded.clean()["score"]
-            found = occluded.find()
+            more: dict[str, Tensor] = {}
+            if limit is None:
+                found = occluded.find()
+            else:
+                step = coarsest(sides, steps)
+                found, more["error_map"], more["seen"] = refine(occluded.find, clean, occluded.shape, step, limit)
             drops = (clean[:, None, None] - found["score"]).to(inputs.dtype)
             values = spread(drops, grid, height, width)
         extras = {f"{key}_map": value for key, value in found.items()}
+        extras |= more
         extras["incremental"] = torch.full((len(inputs),), occluded.incremental, device=inputs.device)
         return values[:, None].expand_as(inputs).clone(), extras
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from attribkit import progress
-from attribkit.engine.incremental import CACHE, TORCHS_OWN, Incremental, NotReplayable
+from attribkit.engine.incremental import CACHE, TORCHS_OWN, Image, Incremental, NotReplayable
 from attribkit.engine.incremental.spans import Spans
 from attribkit.engine.outputs import class_scores
 from attribkit.engine.units import select
@@ -36,6 +36,9 @@ WORTH = 1.05
 FEWEST = 8
 
 T = TypeVar("T")
+#: Of how many images the clean maps are kept, for the next windows of theirs; they are large.
+KEPT = 2
+
 Places = Sequence[tuple[int, int]]
 Returned = tuple[Any, dict[str, Tensor]]  # the model's output, and the layers' by name
 
@@ -79,6 +82,7 @@ class Occluded:
         self.shape = (len(grid[0][0]), len(grid[1][0]))
         self.incremental = engine != "full"
         self._recorded: Incremental | None = None
+        self._images: dict[int, Image] = {}
 
     def clean(self) -> dict[str, Tensor]:
         """Return, by name, what is noted of every image as it is."""
@@ -145,7 +149,7 @@ class Occluded:
                 raise
             # a replay that torch refuses; if the model itself is at fault, running it in full shows it
             why = f"{type(error).__name__}: {error}".splitlines()[0]
-        self.incremental, self._recorded = False, None
+        self.incremental, self._recorded, self._images = False, None, {}
         message = f"occlusion runs the model in full: {why}"
         log.info(message)
         if self.engine == "incremental" or "differ" in why:
@@ -183,11 +187,20 @@ class Occluded:
         self._recorded = recorded
         return recorded
 
+    def _ready(self, recorded: Incremental, sample: int) -> Image:
+        if sample == 0:
+            return recorded.first
+        image = self._images.pop(sample, None) or recorded.ready(self.inputs[sample : sample + 1], sample)
+        self._images[sample] = image
+        if len(self._images) > KEPT:
+            del self._images[next(iter(self._images))]
+        return image
+
     def _blocks(self, recorded: Incremental, blocks: Sequence[Any]) -> Iterator[tuple[int, list[tuple[int, int]], Any]]:
         for sample, wanted in enumerate(blocks):
             if not wanted:
                 continue
-            image = recorded.ready(self.inputs[sample : sample + 1], sample) if sample else recorded.first
+            image = self._ready(recorded, sample)
             for seen, returned in recorded.run(image, wanted):
                 yield sample, seen, returned
 
