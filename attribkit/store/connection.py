@@ -55,7 +55,7 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
             connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
         if write:
             connection.execute("PRAGMA journal_mode = TRUNCATE")
-            connection.execute("PRAGMA synchronous = EXTRA")
+            connection.execute("PRAGMA synchronous = FULL")
     except sqlite3.Error as error:
         raise StoreError(f"{path}: cannot be opened as the index of a store: {error}") from error
     return connection

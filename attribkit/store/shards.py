@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attribkit.store.errors import StoreError
 
-__all__ = ["Shard", "Written", "checksum", "sync_folder", "write_shard"]
+__all__ = ["Shard", "Written", "checksum", "write_shard"]
 
 MAX_HEADER = 16 * 2**20
 """A header is a few hundred bytes for each method: one that claims more than this is not ours."""
@@ -46,6 +46,9 @@ class Written:
 def write_shard(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> Written:
     """Write a shard under a temporary name, bring it to the disk, and rename it.
 
+    The new name need not be on the disk before the index notes it: a shard that a power loss took away is missed when
+    the run goes on, and its batch is done again.
+
     Raises
     ------
     OSError
@@ -61,7 +64,6 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, s
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -76,17 +78,6 @@ def checksum(path: Path) -> Written:
             size += len(block)
             crc = zlib.crc32(block, crc)
     return Written(size, crc)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk, where the system can (Windows cannot, and need not)."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Shard:

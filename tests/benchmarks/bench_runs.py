@@ -1,6 +1,6 @@
 """Data-set runs: against a loop by hand over the same methods, and two processes against one.
 
-Usage: ``OMP_NUM_THREADS=1 python tests/benchmarks/bench_runs.py [--model M] [--images N] [--methods a,b] [--rounds R]``.
+Usage: ``OMP_NUM_THREADS=1 python tests/benchmarks/bench_runs.py [--model M] [--images N] [--methods a,b] …``.
 The figures go into ``out/bench/runs.json``. Rounds of the two sides alternate, since a machine's speed drifts; beside
 images a second by the clock there are CPU seconds an image (of this process and its children), which other work on the
 machine disturbs less. The loop by hand loads by a `DataLoader` with as many workers, explains, and throws away.
@@ -120,7 +120,7 @@ def main():
     parser.add_argument("--model", default="timm/tf_efficientnet_lite0")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--methods", type=lambda text: tuple(text.split(",")), default=("gradient",))
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=["loop", "processes"])
     asked = parser.parse_args()
