@@ -116,6 +116,8 @@ def open_images(source: str | os.PathLike[str], split: str | None = None) -> Ima
           images, with those of sub-folders, have no classes. Sub-folders called train, val and test are its parts.
         - a folder with idx files, gzipped or not: ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte`` are its
           part "train", ``t10k-…`` its part "test". Labels are optional; ``labels.txt`` may name the classes.
+        - a pattern such as ``photos/**/*.jpg``, a list of paths ``NAME.txt``, or WebDataset shards
+          ``NAME-{000..099}.tar``: see `attribkit.runs.list_images`.
         - ``"fashion-mnist"``: Fashion-MNIST where Debian's package dataset-fashion-mnist puts it.
         - ``"fashion-sample"``: the first 1,000 of Fashion-MNIST's test images, which come with attribkit.
         - ``"torchvision/NAME:ROOT"``: ``torchvision.datasets.NAME``, already on disk in the folder ROOT.
@@ -137,6 +139,8 @@ def open_images(source: str | os.PathLike[str], split: str | None = None) -> Ima
     UnknownNameError
         If torchvision has no such data set.
     """
+    from attribkit.runs.listed import Listed, is_listed
+
     text = os.fspath(source)
     part = _part(split)
     if text == "fashion-mnist" and not os.path.isdir(text):
@@ -150,6 +154,10 @@ def open_images(source: str | os.PathLike[str], split: str | None = None) -> Ima
         return _open_idx(Path(str(resources.files("attribkit") / "assets" / "fashion")), part, text, FASHION_LABELS)
     if text.startswith("torchvision/"):
         return _open_torchvision(text, part)
+    if is_listed(text):
+        if part is not None:
+            raise InputError(f"data {text!r} has no part {part!r}; leave the split out")
+        return Listed(text)
     folder = Path(text)
     if not os.path.isdir(folder):
         what = "is not a folder" if os.path.exists(folder) else "there is no such folder"

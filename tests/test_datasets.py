@@ -4,6 +4,7 @@ import gzip
 import struct
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -240,3 +241,27 @@ def test_no_torch_is_needed():
         "import sys, attribkit.datasets as d; d.open_images('fashion-sample').load(0); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_patterns_lists_and_tar_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        picture(tmp_path / "in" / f"{number}.png", (number, 0, 0))
+    (tmp_path / "L.txt").write_text("in/2.png\nin/0.png\nin/gone.png\nin/2.png\n")
+    with tarfile.open("x-0.tar", "w") as tar:
+        tar.add("in/1.png", "key.png")
+    for source, ids, reds in (
+        ("in/[01].png", ("in/0.png", "in/1.png"), [0, 1]),
+        ("L.txt", ("in/2.png", "in/0.png", "in/gone.png"), [2, 0]),
+        ("x-{0..0}.tar", ("x-0.tar/key.png",), [1]),
+    ):
+        opened = open_images(source)
+        assert opened.ids == ids
+        assert [opened.load(i).getpixel((0, 0))[0] for i in range(len(reds))] == reds
+        assert opened.label(0) is None
+    with pytest.raises(ImageError, match=r"^in/gone\.png: no such file"):
+        open_images("L.txt").load(2)
+    with pytest.raises(ImageError, match=r"^in/\*\.gif: no file fits this pattern"):
+        open_images("in/*.gif")
+    with pytest.raises(InputError, match="has no part 'val'"):
+        open_images("L.txt", "val")

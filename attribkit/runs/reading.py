@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import zlib
 from typing import IO, Any
 
@@ -23,9 +24,13 @@ class Opener:
     def __init__(self) -> None:
         self._name = ""
         self._file: IO[bytes] | None = None
+        self._pid = os.getpid()
+
+    def __del__(self) -> None:
+        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_name": "", "_file": None}
+        return {"_name": "", "_file": None, "_pid": 0}
 
     def read(self, place: Place) -> Image.Image:
         """Return an image as `attribkit.images.read_image` does.
@@ -57,8 +62,10 @@ class Opener:
         if not 0 < place.size <= MAX_MEMBER or place.start < 0:
             raise ImageError(f"its place in the tar file is out of range: {place.size} bytes from {place.start} on")
         try:
-            if self._file is None or self._name != place.file:
+            # a file that was open before a fork would be read, and its place moved, by both processes
+            if self._file is None or self._name != place.file or self._pid != os.getpid():
                 self.close()
+                self._pid = os.getpid()
                 opening: Any = open if place.file.lower().endswith(".tar") else gzip.open
                 self._file, self._name = opening(place.file, "rb"), place.file
             self._file.seek(place.start)
