@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from attribkit_quantus import Evaluation, Settings, evaluate
 from attribkit_quantus.page import page
 from attribkit_quantus.tables import layers, markdown
@@ -32,7 +33,8 @@ def run(data: str, settings: Settings) -> tuple[Evaluation, str]:
     with shown(sys.stderr.isatty()):
         found = evaluate(ak.load_model("zfnet-fashion"), open_images(data), METHODS, settings)
     minutes, busy = (time.perf_counter() - began) / 60, (time.process_time() - used) / 60
-    return found, f"{minutes:.1f} minutes on the clock, {busy:.1f} minutes of processor time"
+    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    return found, f"{minutes:.1f} minutes by the clock, {busy:.1f} of processor time, {threads}"
 
 
 def write(name: str, text: str) -> None:
@@ -48,18 +50,24 @@ def main(arguments: list[str] | None = None) -> None:
     """Run both evaluations and write what they found as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="where the page and the CSV files go")
+    parser.add_argument("--images", type=int, default=Settings.images)
+    parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="where the report and CSV files go")
     options = parser.parse_args(arguments)
-    found, took = run(options.data, Settings())
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "report.html").write_text(page(found, "python docs/make_evaluation.py"), encoding="utf-8")
-    for name in ("table", "images", "randomisation"):
-        (options.out / f"{name}.csv").write_text(getattr(found, f"{name}_csv")(), encoding="utf-8")
+    few = min(Settings.subset, options.images)
+    found, took = run(options.data, Settings(images=options.images, subset=few))
     facts = "\n".join(f"- {name}: {value}" for name, value in found.facts.items())
     write("table", f"{markdown(found)}\n\n{facts}\n- the run: {took}")
     write("verdict", "\n".join(f"> {line}\\" for line in verdict(found)).removesuffix("\\"))
     write("layers", layers(found))
-    again, _ = run(options.data, Settings(parts=("faithfulness",), reading="signed"))
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        ("report.html", page(found, "python docs/make_evaluation.py")),
+        ("evaluation.csv", found.table_csv()),
+        ("images.csv", found.images_csv()),
+        ("randomisation.csv", found.randomisation_csv()),
+    ):
+        (options.out / name).write_text(text, encoding="utf-8")
+    again, _ = run(options.data, Settings(images=few, parts=("faithfulness",), reading="signed"))
     write("signed", markdown(again))
 
 
