@@ -222,7 +222,7 @@ def _discard_if_empty(folder: StoreFolder) -> None:
         empty = not len(open_store(folder.path))
     except AttribkitError:
         empty = True
-    if empty and not any(rank_files(folder.path)):
+    if empty and not any(Index.has_results(path) for path in rank_files(folder.path)):
         folder.discard()
 
 

@@ -101,6 +101,15 @@ class Index:
         """Open the index of a rank, which has results alone."""
         return cls(path, methods, OF_A_RANK)
 
+    @staticmethod
+    def has_results(path: Path) -> bool:
+        """Tell whether an index holds any result; one that cannot be read may."""
+        try:
+            with closing(connect(path, write=False)) as connection:
+                return connection.execute("SELECT 1 FROM results LIMIT 1").fetchone() is not None
+        except (StoreError, sqlite3.Error):
+            return True
+
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()

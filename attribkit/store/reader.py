@@ -80,6 +80,7 @@ class Store(Sequence[Record]):
         if not isinstance(about, dict):
             raise StoreError(f"{self._index}: is damaged: it does not say what was run")
         self.about: dict[str, Any] = about
+        self._whole: int | None = None
         self._shard = lru_cache(maxsize=4)(lambda name: Shard(shard_path(self.path, name)))
 
     def __len__(self) -> int:
@@ -99,19 +100,27 @@ class Store(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         """Return a record, or a list of some."""
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return self._slice(range(*index.indices(len(self))))
+        if self._whole is None and self.complete:  # nothing is missing any more: the number is the key
+            self._whole = len(self)
+        if self._whole is not None and -self._whole <= index < self._whole:
+            rows = self._rows(f"{_FROM} WHERE id = ?", (index % self._whole,))
+            if rows:
+                return record_from(rows[0], self)
         count = len(self)
-        place = index + count if index < 0 else index
-        if not 0 <= place < count:
+        if not -count <= index < count:
             raise IndexError(f"record {index} is out of range: {count} are finished")
-        last = self._one("SELECT MAX(id) FROM results")
-        if last == count - 1:  # no gap: the number is the key
-            rows = self._rows(f"{_FROM} WHERE id = ?", (place,))
-        else:
-            rows = self._rows(f"{_FROM} ORDER BY id LIMIT 1 OFFSET ?", (place,))
+        rows = self._rows(f"{_FROM} ORDER BY id LIMIT 1 OFFSET ?", (index % count,))
         if not rows:
             raise StoreError(f"{self._index}: is damaged: record {index} belongs to no image")
         return record_from(rows[0], self)
+
+    def _slice(self, places: range) -> list[Record]:
+        if not places:
+            return []
+        first, last = min(places), max(places)
+        rows = self._rows(f"{_FROM} ORDER BY id LIMIT ? OFFSET ?", (last - first + 1, first))
+        return [record_from(rows[place - first], self) for place in places if place - first < len(rows)]
 
     def __repr__(self) -> str:
         """Show where it is and how far."""

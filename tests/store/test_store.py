@@ -43,7 +43,8 @@ def test_a_store_is_a_sequence_of_records(tmp_path):
         assert torch.equal(record.values, maps(record.position, record.method))
     assert store[5] == records[5]
     assert store[-1] == records[-1]
-    assert store[2:9:3] == records[2:9:3]
+    for part in (slice(2, 9, 3), slice(None, None, -2), slice(-3, None), slice(5, 2), slice(40, 50)):
+        assert store[part] == records[part]
     assert records[4] in store
     with pytest.raises(IndexError, match="record 14 is out of range: 14 are finished"):
         store[14]
