@@ -1,10 +1,10 @@
-"""Compare the shelf's methods with other libraries' at full size and write the figures into docs/shelf.md.
+"""Compare the shelf's methods with other libraries' at full size and write the figures into docs/plugins.md.
 
-    python plugins/agreement.py [--size 224] [--only cam|lrp|paths]
+    python plugins/agreement.py [--size 224] [--only cam|captum|lrp|paths]
 
-Needs the three distributions with their extra ``test``. The weights are random, the image is noise: neither matters to
-whether two programs compute the same. Every figure is the largest difference between two maps over the largest value of
-the map compared with. Takes about a quarter of an hour on two cores.
+Needs the distributions with their extra ``test`` (``make shelf``). The weights are random, the image is noise: neither
+matters to whether two programs compute the same. Every figure is the largest difference between two maps over the
+largest value of the map compared with. Takes about a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import torchvision
 from torch import Tensor, nn
 
 import attribkit as ak
+from attribkit.errors import MethodError
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "docs" / "shelf.md"
+PAGE = HERE.parent / "docs" / "plugins.md"
 #: Model, layer, layer of Score-CAM (one forward pass for each of its channels), the reshape function they need there.
 CAM_MODELS = (
     ("resnet18", "layer4", "layer1", None),
@@ -34,6 +35,13 @@ CAM_MODELS = (
     ("swin_tiny_patch4_window7_224", "layers.3", "layers.0", "channels last"),
     ("vit_tiny_patch16_224", "blocks.11.norm1", "blocks.11.norm1", "tokens"),
 )
+#: Model and the layer of Grad-CAM, for images of `CAPTUM_SIZE` pixels a side: some of Captum's run the model 150 times.
+CAPTUM_MODELS = (
+    ("squeezenet1_1", "features.12.expand3x3"),
+    ("resnet18", "layer4.1.conv2"),
+    ("tf_efficientnet_lite0", "conv_head"),
+)
+CAPTUM_SIZE = 48
 LRP_MODELS = ("vgg11_bn", "resnet18", "resnet50", "densenet121")
 
 
@@ -120,6 +128,32 @@ def paths(size: int) -> Iterator[str]:
         yield row("resnet18", f"`{rule}`", number(difference(found, expected)))
 
 
+def captum(size: int) -> Iterator[str]:
+    """Yield the table of Captum's algorithms through attribkit and called directly; ``size`` is `CAPTUM_SIZE`."""
+    import captum_calls
+
+    yield from head("method", *(name for name, _ in CAPTUM_MODELS))
+    x, classes = image(CAPTUM_SIZE, torch.float64).repeat(2, 1, 1, 1), torch.tensor([3, 5])
+    x[1] = x[1].flip(1)
+    for name, call in captum_calls.DIRECT.items():
+        cells = []
+        for model_name, layer in CAPTUM_MODELS:
+            model = model_of(model_name, CAPTUM_SIZE).double()
+            own = {"layer": layer} if name == "guided_grad_cam" else {}
+            try:
+                found = ak.attribute(model, x, f"captum.{name}", classes, **own).values
+            except MethodError:
+                cells.append("not finite")
+                continue
+            try:
+                expected = call(model, x, classes, layer)
+            except RuntimeError:
+                cells.append("Captum refuses")
+                continue
+            cells.append(number(difference(found, expected)))
+        yield row(f"`captum.{name}`", *cells)
+
+
 def head(*cells: str) -> Iterator[str]:
     """Yield a table's head."""
     yield row(*cells)
@@ -150,7 +184,7 @@ def write(name: str, lines: list[str]) -> None:
     write_atomically(PAGE, written.encode())
 
 
-TABLES: dict[str, Callable[[int], Iterator[str]]] = {"paths": paths, "cam": cam, "lrp": lrp}
+TABLES: dict[str, Callable[[int], Iterator[str]]] = {"paths": paths, "captum": captum, "cam": cam, "lrp": lrp}
 
 
 def main(arguments: list[str] | None = None) -> Any:
@@ -159,7 +193,7 @@ def main(arguments: list[str] | None = None) -> Any:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--only", choices=list(TABLES))
     options = parser.parse_args(arguments)
-    for plugin in ("cam", "lrp"):
+    for plugin in ("cam", "captum", "lrp"):
         sys.path.insert(0, str(HERE / f"attribkit-{plugin}" / "tests"))
     for name, table in TABLES.items():
         if options.only in (None, name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -39,9 +38,3 @@ def images(count=3, seed=0):
     """Return images [count, 3, 12, 12]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, 12, 12, generator=generator, dtype=torch.float64)
-
-
-def seeded(seed=0):
-    """Seed what Captum draws from."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002

@@ -1,95 +1,34 @@
 """Each method is Captum's own map, called directly with the defaults that the plugin makes spelled out."""
 
 import captum.attr as ca
+import captum_calls
 import pytest
 import torch
-from attribkit_captum.found import algorithms, snake_case
-from captum_nets import CLASSES, images, net, seeded
+from attribkit_captum.found import snake_case
+from attribkit_captum.known import KNOWN
+from captum_calls import grid, seeded
+from captum_nets import CLASSES, images, net
 
 import attribkit as ak
 
-ROWS = torch.arange(12)
-GRID = {n: ((ROWS * n // 12)[:, None] * n + ROWS * n // 12)[None, None] for n in (2, 3)}  # patches of four pixels
-BLACK = torch.zeros(2, 3, 12, 12, dtype=torch.float64)
+MASKS = {n: grid(torch.empty(1, 3, 12, 12), n) for n in (2, 3)}  # patches of four pixels, the least there are
 
 
-def at_once(name, made=(), **options):
-    """Return a function that calls Captum on a whole batch."""
-
-    def call(model, x, classes):
-        algorithm = getattr(ca, name)(model, *[each(model) for each in made])
-        return algorithm.attribute(x.clone().requires_grad_(), target=classes, **options)
-
-    return call
-
-
-def one_by_one(name, made=None, **options):
-    """Return a function that calls Captum on each sample alone, with the same draws."""
-
-    def call(model, x, classes):
-        found = []
-        for i in range(len(x)):
-            seeded()
-            algorithm = made(model) if made is not None else getattr(ca, name)(model)
-            found.append(
-                algorithm.attribute(x[i : i + 1].clone().requires_grad_(), target=classes[i : i + 1], **options)
-            )
-        return torch.cat(found)
-
-    return call
-
-
-def permuted(model, x, classes):
-    """Call Captum's permutation on a whole batch."""
-    seeded()
-    return ca.FeaturePermutation(model).attribute(x, target=classes, feature_mask=GRID[3])
-
-
-def ruled(model, x, classes):
-    """Call Captum's LRP with a rule for the layer that it has none for."""
-    from captum.attr._utils.lrp_rules import EpsilonRule
-
-    model[6].rule = EpsilonRule()
-    return ca.LRP(model).attribute(x.clone().requires_grad_(), target=classes)
-
-
-DIRECT = {
-    "Deconvolution": at_once("Deconvolution"),
-    "DeepLift": at_once("DeepLift"),
-    "DeepLiftShap": at_once("DeepLiftShap", baselines=BLACK),
-    "FeatureAblation": at_once("FeatureAblation", feature_mask=GRID[3]),
-    "FeaturePermutation": permuted,
-    "GradientShap": one_by_one("GradientShap", baselines=BLACK),
-    "GuidedBackprop": at_once("GuidedBackprop"),
-    "GuidedGradCam": at_once("GuidedGradCam", made=[lambda model: model[3]]),
-    "InputXGradient": at_once("InputXGradient"),
-    "IntegratedGradients": at_once("IntegratedGradients"),
-    "KernelShap": one_by_one("KernelShap", feature_mask=GRID[3]),
-    "LRP": ruled,
-    "Lime": one_by_one("Lime", feature_mask=GRID[3]),
-    "NoiseTunnel": one_by_one("NoiseTunnel", lambda model: ca.NoiseTunnel(ca.Saliency(model))),
-    "Occlusion": at_once("Occlusion", sliding_window_shapes=(3, 2, 2), strides=(3, 1, 1)),
-    "Saliency": at_once("Saliency"),
-    "ShapleyValueSampling": one_by_one("ShapleyValueSampling", feature_mask=GRID[3]),
-    "ShapleyValues": at_once("ShapleyValues", feature_mask=GRID[2]),
-}
-
-
-@pytest.mark.parametrize("name", [name for name in algorithms() if name in DIRECT])
-@pytest.mark.filterwarnings("ignore:.*Setting", "ignore:.*Input Tensor")
-def test_equal(name):
+@pytest.mark.parametrize("name", captum_calls.DIRECT)
+def test_equal(name, monkeypatch):
+    # of images this small the grids that the plugin makes have three patches along a side
+    monkeypatch.setattr(captum_calls, "grid", lambda x, patches: grid(x, min(patches, 3)))
     model, x = net(), images()
-    found = ak.attribute(model, x, f"captum.{snake_case(name)}", CLASSES).values
-    expected = DIRECT[name](net(), x, CLASSES).detach().double()
+    own = {"layer": "3"} if name == "guided_grad_cam" else {}
+    found = ak.attribute(model, x, f"captum.{name}", CLASSES, **own).values
+    expected = captum_calls.DIRECT[name](model, x, CLASSES, "3")
     assert expected.abs().max() > 0
-    # integrated gradients goes by sixteen rows here, and what Captum sums up is in float32
+    # what Captum sums up is in float32
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-7 * float(expected.abs().max()))
 
 
 def test_every_algorithm_that_is_known_is_compared():
-    from attribkit_captum.known import KNOWN
-
-    assert set(DIRECT) == set(KNOWN)
+    assert set(captum_calls.DIRECT) == {snake_case(name) for name in KNOWN}
 
 
 def test_options_go_through():
@@ -124,7 +63,7 @@ def test_the_convergence_delta_is_an_extra(name):
 
 def test_baselines_and_masks_of_each_sample_follow_their_samples():
     model, x = net(), images()
-    mask = torch.stack([GRID[2][0], GRID[2][0].flip(1), (GRID[2][0] + 1) % 4])
+    mask = torch.stack([MASKS[2][0], MASKS[2][0].flip(1), (MASKS[2][0] + 1) % 4])
     options = {"baselines": images(seed=4), "feature_mask": mask}
     found = ak.attribute(model, x, "captum.shapley_value_sampling", CLASSES, **options).values
     for i in range(3):
@@ -139,7 +78,7 @@ def test_a_single_image_exchanges_patches_with_itself():
     moved = x.roll((6, 6), (2, 3))
     with torch.no_grad():
         for patch in range(9):
-            inside = GRID[3] == patch
+            inside = MASKS[3] == patch
             drop = (model(x) - model(torch.where(inside, moved, x)))[0, 2]
             assert torch.allclose(found[inside.expand_as(found)], drop)
     assert found.abs().max() > 0
