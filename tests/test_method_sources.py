@@ -5,8 +5,10 @@ import sys
 from importlib.metadata import EntryPoint
 
 import pytest
+from click.testing import CliRunner
 
 import attribkit as ak
+from attribkit.cli import main
 from attribkit.errors import PluginError
 from attribkit.plugins import PluginManager
 from attribkit.registry import MethodEntry, PluginInfo, method_register
@@ -74,3 +76,20 @@ def test_sources_are_known_without_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_methods_says_more_of_those_named():
+    result = CliRunner().invoke(main, ["methods", "occlusion", "gradient"])
+    assert result.exit_code == 0
+    assert "source: Zeiler & Fergus" in result.stdout
+    assert "    window = None\n" in result.stdout
+    assert "    score = 'logit'\n" in result.stdout
+    assert "claims: deterministic, inverse, linear_in_seed, signed" in result.stdout
+    assert result.stdout.index("occlusion\n") < result.stdout.index("gradient\n")
+
+
+def test_a_wrong_name_prints_nothing_but_the_nearest():
+    result = CliRunner().invoke(main, ["methods", "gradient", "oclusion"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "did you mean 'occlusion'?" in result.stderr
