@@ -19,7 +19,7 @@ from attribkit.engine import coverage
 from attribkit.engine.inspection import Inspection, useful_layers
 from attribkit.engine.invert import invert, leaf, vocabulary
 from attribkit.engine.outputs import observe
-from attribkit.engine.projection import project_units
+from attribkit.engine.projection import project_rows, project_units
 from attribkit.engine.state import pristine
 from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk
@@ -244,6 +244,30 @@ def project(
         provenance=provenance(model, {}),
         _model=weakref.ref(model),
     )
+
+
+def project_each(
+    model: nn.Module, inputs: Tensor, layer: str, channels: Tensor, positions: Tensor, method: MethodLike
+) -> Tensor | None:
+    """Project one unit of each sample on rectangles: [N, C, H, W]; None where `attribute` must do it.
+
+    Parameters
+    ----------
+    model, inputs, method
+        As for `attribute`.
+    layer
+        A layer whose output is [N, channels, rows, columns].
+    channels, positions
+        Each sample's unit: LongTensors [N], positions counted row by row.
+    """
+    chosen = find_method(method)
+    if not _is_table(chosen):
+        return None
+    with pristine(model, inputs), explain_channels(model, inputs), coverage.logging() as log:
+        found = project_rows(model, inputs, layer, channels, positions, chosen.table(), unit_signal=chosen.unit_signal)
+    if found is not None:
+        _warn_if_plain(chosen, log, strict=False)
+    return found
 
 
 def inspect(model: nn.Module, inputs: Tensor, method: MethodLike | None = None) -> Inspection:

@@ -14,7 +14,7 @@ from attribkit.engine.invert import Inverted, leaf, vocabulary
 from attribkit.engine.patches import Axis, Patch
 from attribkit.engine.table import Table
 from attribkit.engine.tape import Tape, Unknown, read
-from attribkit.engine.walk import Capture, Walk
+from attribkit.engine.walk import Walk
 from attribkit.errors import ModelError
 from attribkit.targets import PendingTarget, Unit, UnitTarget
 
@@ -56,8 +56,11 @@ def project_units(
     if not captured.value.requires_grad:
         raise ModelError(f"layer {layer!r} does not depend on the inputs")
     values = None
-    if walk.plain_graph and all(isinstance(target, UnitTarget) for target in targets):
-        values = _on_rectangles(captured, x, targets, scores if unit_signal == "activation" else None)  # type: ignore[arg-type]
+    singles = [t for t in targets if isinstance(t, UnitTarget) and t.positions is not None and t.layout == "NCHW"]
+    if walk.plain_graph and len(singles) == len(targets):
+        chosen = torch.tensor([t.unit.channel for t in singles], device=x.device)[:, None].expand(-1, len(x))
+        places = torch.stack([t.positions for t in singles])  # type: ignore[misc]
+        values = _on_rectangles(captured.value, x, chosen, places, scores.T if unit_signal == "activation" else None)
     if values is None:
         batched = table.all_batched() and len(units) > 1
         maps: list[Tensor] = []
@@ -69,67 +72,94 @@ def project_units(
     return Inverted(values, scores, None), tuple(target.describe() for target in targets)
 
 
+def project_rows(
+    model: nn.Module,
+    inputs: Tensor,
+    layer: str,
+    channels: Tensor,
+    positions: Tensor,
+    table: Table,
+    *,
+    unit_signal: str = "one",
+) -> Tensor | None:
+    """Carry one unit of each sample back, on rectangles: [N, C, H, W]; None where that is not known to be right.
+
+    Parameters
+    ----------
+    model, inputs, layer, table, unit_signal
+        As for `project_units`; the layer's output must be [N, channels, rows, columns].
+    channels, positions
+        Each sample's unit: LongTensors [N], the position counted row by row.
+    """
+    x = leaf(inputs)
+    walk = Walk(model, table, vocabulary(), layers=[layer], stop=True)
+    walk.run(x.clone())
+    value = walk.catch(layer).value
+    coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
+    if value.ndim != 4 or not value.requires_grad or not walk.plain_graph:
+        return None
+    activations = None
+    if unit_signal == "activation":
+        rows = torch.arange(len(value), device=value.device)
+        activations = value.detach().flatten(2)[rows, channels, positions][None]
+    found = _on_rectangles(value, x, channels[None], positions[None], activations)
+    return None if found is None else found[:, 0]
+
+
 # -- on rectangles -----------------------------------------------------------------------------------------------------
 
 
 def _on_rectangles(
-    captured: Capture, x: Tensor, targets: Sequence[UnitTarget], activations: Tensor | None
+    value: Tensor, x: Tensor, channels: Tensor, positions: Tensor, activations: Tensor | None
 ) -> Tensor | None:
-    """Return the maps [N, K, C, H, W] of K units, None where the way back holds something that is not known.
+    """Return the maps [N, K, C, H, W] of K units a sample, None where the way back holds something that is not known.
 
     Parameters
     ----------
-    captured, x
-        The layer's output and the leaf.
-    targets
-        The units, one position each.
+    value, x
+        The layer's output, [N, channels, rows, columns], and the leaf.
+    channels, positions
+        The units, LongTensors [K, N]; positions are counted row by row.
     activations
-        [N, K]: what the signals start as; None: 1.
+        [K, N]: what the signals start as; None: 1.
     """
-    value = captured.value
-    if value.ndim != 4 or x.ndim != 4 or any(t.positions is None or t.layout != "NCHW" for t in targets):
+    if value.ndim != 4 or x.ndim != 4:
         return None
     try:
         tape = read(value, x)
     except Unknown:
         return None
-    out = x.new_zeros((len(x), len(targets), *x.shape[1:]))
+    out = x.new_zeros((len(x), len(channels), *x.shape[1:]))
     # units near the border have smaller rectangles: with their like they need not be carried in larger ones
-    order = sorted(range(len(targets)), key=lambda number: _eccentricity(targets[number], value))
+    height, width = value.shape[2:]
+    apart = (positions // width * 2 + 1 - height).abs() / height + (positions % width * 2 + 1 - width).abs() / width
+    order = apart.sum(1).argsort(stable=True).tolist()
     with torch.no_grad():
         # the first unit alone shows how large the patches become
         first, count = 0, 1
         while first < len(order):
             part = order[first : first + count]
-            signals = None if activations is None else activations[:, part]
-            out[:, part], largest = _carry_patch(tape, x, value, [targets[number] for number in part], signals)
+            signals = None if activations is None else activations[part]
+            out[:, part], largest = _carry_patch(tape, x, value, channels[part], positions[part], signals)
             first += count
             count = max(1, _ELEMENTS // largest) if count == 1 else count
     return out
 
 
-def _eccentricity(target: UnitTarget, value: Tensor) -> float:
-    """Return how far from the middle of the map a unit is, over all samples."""
-    height, width = value.shape[2:]
-    places: list[int] = target.positions.tolist()  # type: ignore[union-attr]
-    return sum(abs(p // width * 2 + 1 - height) / height + abs(p % width * 2 + 1 - width) / width for p in places)
-
-
 def _carry_patch(
-    tape: Tape, x: Tensor, value: Tensor, targets: Sequence[UnitTarget], activations: Tensor | None
+    tape: Tape, x: Tensor, value: Tensor, channels: Tensor, positions: Tensor, activations: Tensor | None
 ) -> tuple[Tensor, int]:
     """Return the maps of some units [N, K, C, H, W] and the most elements that were carried at once."""
     samples, height, width = len(value), value.shape[2], value.shape[3]
-    positions = torch.stack([t.positions for t in targets]).flatten()  # type: ignore[misc]
-    channels = torch.tensor([t.unit.channel for t in targets], device=value.device).repeat_interleave(samples)
-    seed = value.new_zeros((len(positions), value.shape[1], 1, 1))
-    start = value.new_ones(()) if activations is None else activations.T.reshape(-1, 1)
-    seed[:, :, 0, 0].scatter_(1, channels[:, None], start.expand(len(positions), 1))
-    places = positions.tolist()
+    count = positions.numel()
+    seed = value.new_zeros((count, value.shape[1], 1, 1))
+    start = value.new_ones(()) if activations is None else activations.reshape(-1, 1)
+    seed[:, :, 0, 0].scatter_(1, channels.reshape(-1, 1).to(value.device), start.expand(count, 1))
+    places = positions.flatten().tolist()
     rows = Axis(tuple(place // width for place in places), 1, height)
     columns = Axis(tuple(place % width for place in places), 1, width)
     patch, largest = tape.back(Patch(seed, rows, columns))
-    out = x.new_zeros((samples, len(targets), *x.shape[1:]))
+    out = x.new_zeros((samples, len(channels), *x.shape[1:]))
     if patch is None:
         return out, largest
     down = patch.rows.overlaps((0,) * len(places), patch.rows.size)

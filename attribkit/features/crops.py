@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import attribkit
+from attribkit.api import project_each
 from attribkit.datasets import ImageSource
 from attribkit.errors import InputError
 from attribkit.features.fields import Box, ReceptiveField
@@ -168,8 +169,7 @@ def project_mined(
     for part in _parts(sorted(hits, key=lambda item: item[1].image), UNITS_AT_ONCE):
         batch = torch.stack([inputs[hit.image] for _, hit in part])
         flats = [_flat(layer, hit) for _, hit in part]
-        target = RowUnits.of(layer.layer, layer.layout, [hit.channel for _, hit in part], flats)
-        values = attribkit.attribute(loaded.model, batch, method=method, target=target).values.float().cpu()
+        values = _project(loaded, batch, layer, [hit.channel for _, hit in part], flats, method).float().cpu()
         shown = (loaded.denormalize(batch.cpu()).clamp(0, 1) * 255).round().to(torch.uint8)
         for (row, hit), value, picture in zip(part, values, shown, strict=True):
             box = fields.box(hit.position, hit.channel)
@@ -178,6 +178,19 @@ def project_mined(
             _paste(value, crops.projections[row, hit.rank], top, left)
             _paste(picture, crops.patches[row, hit.rank], top, left)
     return crops
+
+
+def _project(
+    loaded: LoadedModel, batch: Tensor, layer: MinedLayer, channels: list[int], flats: list[int], method: str
+) -> Tensor:
+    """Return the maps [N, C, H, W] of one unit a sample: on rectangles where that is known, else by `attribute`."""
+    if layer.layout == "NCHW":
+        maps, places = (torch.tensor(numbers, device=batch.device) for numbers in (channels, flats))
+        found = project_each(loaded.model, batch, layer.layer, maps, places, method)
+        if found is not None:
+            return found
+    target = RowUnits.of(layer.layer, layer.layout, channels, flats)
+    return attribkit.attribute(loaded.model, batch, method=method, target=target).values
 
 
 def _flat(layer: MinedLayer, hit: Hit) -> int:
