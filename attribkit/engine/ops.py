@@ -42,10 +42,10 @@ class Operation:
         if self._simple is not None:
             defaults, required = self._simple
             if len(args) <= len(defaults) and kwargs.keys() <= defaults.keys():
-                bound = dict(zip(defaults, args, strict=False))
+                given = dict(zip(defaults, args, strict=False))
                 # `inspect` would take ten times as long, at every call of every operation
-                if bound.keys().isdisjoint(kwargs) and required <= bound.keys() | kwargs.keys():
-                    return {**defaults, **bound, **kwargs}
+                if given.keys().isdisjoint(kwargs) and required <= given.keys() | kwargs.keys():
+                    return {**defaults, **given, **kwargs}
         if self.signature is not None:
             try:
                 bound = self.signature.bind(*args, **kwargs)

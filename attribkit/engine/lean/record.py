@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from attribkit.engine.lean import pools, rectifiers, weighted
+from attribkit.engine.lean import convolutions, pools, rectifiers, weighted
 from attribkit.engine.lean.step import Step
 from attribkit.engine.ops import functions_named
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Rule = Callable[[Tensor, "FunctionCall"], Step | None]
 
 _RULES: dict[str, Rule] = {
-    "conv1d conv2d conv3d": weighted.Convolution.of,
+    "conv1d conv2d conv3d": convolutions.Convolution.of,
     "linear": weighted.Linear.of,
     "batch_norm": weighted.BatchNorm.of,
     "avg_pool2d": weighted.AveragePool.of,
@@ -67,7 +67,7 @@ class Lean:
         self.used = False
         self.wanted = False
         self._rules = _rules()
-        modes: list[Any] = _get_current_function_mode_stack()
+        modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         self._possible = all(isinstance(mode, (DeviceContext, *transparent)) for mode in modes)
         # those of the caller see what is kept; those that the model sets (checkpoints) expect autograd's own
         self._hooks = _saving_hooks()
@@ -99,7 +99,7 @@ class Lean:
     def apply(self, step: Step, call: FunctionCall, site: SiteCall | None = None) -> Any:
         """Run a call with its lean step in the model's graph, or with a site's inverse layer for its derivative."""
         self.used = True
-        return _Lean.apply(call.args[0], step, call, site)  # type: ignore[no-untyped-call]
+        return _Lean.apply(call.args[0], step, call, site)
 
 
 def _saving_hooks() -> Any:

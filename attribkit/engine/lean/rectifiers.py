@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 
 from attribkit.engine.lean import bits
+from attribkit.engine.lean.standin import is_dense
 from attribkit.engine.lean.step import Step
 from attribkit.engine.splice import is_in_place
 
@@ -123,11 +124,11 @@ class LeakyReLU(PiecewiseLinear):
 
 def _is_plain(x: Tensor, call: FunctionCall) -> bool:
     """Tell whether the output will lie in memory without gaps, and where it is the input, be no view of another."""
-    dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    dense = is_dense(x)
     if not dense or not (x._is_view() or x.is_leaf):
         return dense
     return not is_in_place(call.operation, call.function, call.args, call.kwargs)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

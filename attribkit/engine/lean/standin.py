@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Tell whether a tensor fills its memory without gaps, channels first or last."""
+    return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+
+
 @dataclass(frozen=True)
 class StandIn:
     """What is remembered of a tensor: all but its values.
@@ -20,20 +25,23 @@ class StandIn:
     stride: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    is_contiguous: bool
 
     @classmethod
     def of(cls, tensor: Tensor) -> StandIn:
         """Remember a tensor."""
-        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_contiguous())
 
     def beside(self, signal: Tensor) -> Tensor:
-        """Return a tensor like the one remembered, of values that mean nothing.
+        """Return a tensor like the one remembered, of as many samples as the signal and of values that mean nothing.
 
         It lies in the signal's memory where that is large enough (an expanded scalar would be copied out in full by
-        convolutions), else in fresh memory that nobody reads.
+        convolutions), else in fresh memory that nobody reads. The signal's storage is not asked for its size: once it
+        has been an object of Python's, autograd no longer adds to it in place.
         """
-        span = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        room = signal.untyped_storage().nbytes() // signal.element_size()
+        shape = (len(signal), *self.shape[1:])
+        span = 1 + sum((size - 1) * step for size, step in zip(shape, self.stride, strict=True))
+        room = signal.numel() if is_dense(signal) else 0
         if room >= span and (signal.dtype, signal.device) == (self.dtype, self.device):
-            return signal.detach().as_strided(self.shape, self.stride, 0)
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+            return signal.detach().as_strided(shape, self.stride)
+        return torch.empty_strided(shape, self.stride, dtype=self.dtype, device=self.device)

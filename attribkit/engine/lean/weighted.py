@@ -1,4 +1,4 @@
-"""Operations whose way back needs weights and shapes: convolutions, linear layers, batch norm, average pools."""
+"""Operations whose way back needs weights and shapes: linear layers, batch norm, average pools."""
 
 from __future__ import annotations
 
@@ -14,39 +14,6 @@ if TYPE_CHECKING:
     from attribkit.engine.splice import FunctionCall
 
 _ONLY_INPUT = [True, False, False]
-
-
-class Convolution(Step):
-    """A convolution of fixed weights."""
-
-    def __init__(self, x: Tensor, weight: Tensor, bound: dict[str, Any]) -> None:
-        dims = weight.ndim - 2
-        self.input = StandIn.of(x)
-        self.bias = None if bound["bias"] is None else [weight.shape[0]]
-        self.settings = [many(bound[name], dims) for name in ("stride", "padding", "dilation")]
-        self.groups = bound["groups"]
-        self.kept = (weight.detach(),)
-
-    @classmethod
-    def of(cls, x: Tensor, call: FunctionCall) -> Step | None:
-        """Return the step of a call, None where it is not known."""
-        bound = named(call, "weight", "bias", "stride", "padding", "dilation", "groups")
-        if bound is None or isinstance(bound["padding"], str):
-            return None
-        weight = bound["weight"]
-        if not is_fixed(weight, x) or not is_fixed(bound["bias"], x) or x.ndim != weight.ndim:
-            return None
-        return cls(x, weight, bound)
-
-    def back(self, signal: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
-        """Convolve with the transposed weights."""
-        (weight,) = kept
-        x = self.input.beside(signal)
-        none = [0] * len(self.settings[0])
-        grads = torch.ops.aten.convolution_backward(
-            signal, x, weight, self.bias, *self.settings, False, none, self.groups, _ONLY_INPUT
-        )
-        return grads[0]  # type: ignore[no-any-return]
 
 
 class Linear(Step):
