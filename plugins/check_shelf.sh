@@ -67,7 +67,29 @@ install_all() {
     run pip --quiet install --no-build-isolation --prefix "$env" "${sources[@]}"
 }
 
-tests_of() { (cd "$root/plugins/attribkit-$1" && "$env/bin/python" -m pytest -q -p no:cacheprovider tests); }
+tests_of() {
+    local name=$1
+    shift
+    (cd "$root/plugins/attribkit-$name" && "$env/bin/python" -m pytest -q -p no:cacheprovider "$@" tests)
+}
+
+# The tests of several distributions, $jobs at once. Their tests of conformance are left out: the checks follow.
+tests_of_all() {
+    local name failed=
+    for name in "$@"; do
+        while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; done
+        (tests_of "$name" --ignore=tests/test_conformance.py > "$scratch/tests-$name.txt" 2>&1 \
+            && touch "$scratch/passed-$name") &
+    done
+    wait || true
+    for name in "$@"; do
+        say "tests of attribkit-$name"
+        if [ -e "$scratch/passed-$name" ]; then tail -n 1 "$scratch/tests-$name.txt"; continue; fi
+        cat "$scratch/tests-$name.txt" >&2
+        failed="$failed attribkit-$name"
+    done
+    [ -z "$failed" ] || { echo "tests failed:$failed" >&2; exit 1; }
+}
 
 has_methods() {
     run attribkit methods | grep -qE "\battribkit-$1\b"
@@ -110,9 +132,8 @@ if [ "$together" ]; then
     run attribkit methods
     for name in "${names[@]}"; do
         active "$name"
-        say "tests of attribkit-$name"
-        tests_of "$name"
     done
+    tests_of_all "${names[@]}"
     say "checks of every method"
     checks_of "${names[@]}"
     for name in "${names[@]}"; do
