@@ -65,6 +65,7 @@ class Job:
     threads: int | None = None
     half: bool = False
     shrink: int = 1
+    retry: bool = False
 
 
 @dataclass

@@ -87,6 +87,7 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 @click.option("--half", is_flag=True, help="Keep the store's maps as float16.")
 @click.option("--shrink", default=1, show_default=True, type=click.IntRange(min=1), metavar="N",
               help="Average the store's maps over N×N pixels.")  # fmt: skip
+@click.option("--retry", is_flag=True, help="Do the batches of a store again in which something failed.")
 @click.pass_context
 def explain(
     ctx: click.Context,

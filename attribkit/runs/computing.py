@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import attribkit
 from attribkit.attribution import Attribution
-from attribkit.errors import InputError, PluginError
+from attribkit.errors import InputError, ModelError, PluginError
 from attribkit.registry import one_line
 from attribkit.runs.loading import Loaded
 from attribkit.store.index import Result
@@ -109,13 +109,15 @@ class Computer:
         given: Any = None
         memory = False
         try:
-            given = inputs.to(self.device, self.dtype)
+            given = inputs.to(self.device, self.dtype, non_blocking=True)
             found = attribkit.attribute(self.model, given, method=method, target=self.target, **self.methods[method])
         except Exception as error:
             memory = is_out_of_memory(error)
             # the traceback would keep the tensors alive that there was no room for
             found = error.with_traceback(None)
             found.__context__ = found.__cause__ = None
+            if not memory:
+                check_device(self.device, found)
         if isinstance(found, Attribution) or len(rows) == 1:
             yield _Piece(rows, found)
             return
@@ -175,6 +177,26 @@ class Computer:
         largest = float(values.abs().max())
         scale = 2.0 ** math.ceil(math.log2(largest)) if largest > 0 else 1.0
         return (values.double() / scale).half(), scale
+
+
+def check_device(device: torch.device, error: Exception) -> None:
+    """Check that a device still works after an error.
+
+    Some leave a GPU unusable for the rest of the process: the images to come would all fail, for no fault of theirs.
+
+    Raises
+    ------
+    ModelError
+        It does not: the run stops, to be started again.
+    """
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except Exception:
+        raise ModelError(
+            f"{device} is unusable after {one_line(error)}; what is finished is kept, and the same command goes on"
+        ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -51,6 +51,8 @@ class Plan:
         Whether maps are kept as float16, each with a scale of its own.
     shrink
         Maps are averaged over squares of so many pixels.
+    retry
+        Whether batches in which something failed are done again.
     labels
         The classes' names, noted in the store for its reports.
     weights
@@ -69,6 +71,7 @@ class Plan:
     threads: int | None = None
     half: bool = False
     shrink: int = 1
+    retry: bool = False
     labels: Sequence[str] | None = None
     weights: str | None = None
     command: str = ""

@@ -63,6 +63,8 @@ def set_up(plan: Plan, loaded: LoadedModel, index: Index, team: Ranks) -> Settin
         path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
     clear_leftovers(plan.out)
     index.check_shards(plan.out)
+    if plan.retry:
+        index.take_back_failed()
     notes: dict[str, Any] = {"run": ours, "batch size": size, "threads": threads, "command": plan.command}
     notes["weights file"] = (
         os.path.abspath(plan.weights) if plan.weights and os.path.exists(plan.weights) else plan.weights

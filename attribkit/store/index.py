@@ -15,6 +15,7 @@ from attribkit.store.connection import check_tables, connect, reading, transacti
 from attribkit.store.errors import StoreError
 from attribkit.store.layout import (
     DONE,
+    FAILED,
     FORMAT,
     INDEX,
     OF_A_RANK,
@@ -250,11 +251,19 @@ class Index:
                 found = Written(-1, -1)
             if found != Written(size, crc):
                 lost.append(number)
+        self._take_back(lost)
+        return sorted(lost)
+
+    def take_back_failed(self) -> None:
+        """Take back the batches in which an image failed, whole: their other images come out as they were."""
+        query = "SELECT DISTINCT batch FROM results WHERE status = ?"
+        self._take_back([row[0] for row in self.connection.execute(query, (FAILED,)).fetchall()])
+
+    def _take_back(self, numbers: Iterable[int]) -> None:
         with transaction(self.connection):
-            for number in lost:
+            for number in numbers:
                 self.connection.execute("DELETE FROM finished WHERE number = ?", (number,))
                 self.connection.execute("DELETE FROM results WHERE batch = ?", (number,))
-        return sorted(lost)
 
     def _number(self, query: str) -> int:
         return int(self.connection.execute(query).fetchone()[0])

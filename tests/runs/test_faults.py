@@ -378,3 +378,36 @@ def test_where_no_worker_lives_long_the_run_goes_on_without(tmp_path, model, mon
     outcome, told = explain(source, tmp_path / "out", model, workers=1, batch_size=2)
     assert (outcome.explained, told) == (8, [])
     assert len(singles) == 2 * loading.DEATHS
+
+
+def test_retrying_what_failed(tmp_path, model):
+    source, out = pictures(tmp_path / "in", 10), tmp_path / "out"
+    explain(source, tmp_path / "whole", model)
+    (source / "005.png").rename(source / "away")  # as when a network folder is away for a while
+
+    (source / "005.png").symlink_to(source / "nowhere")
+    assert explain(source, out, model)[0].failed == 1
+    (source / "005.png").unlink()
+    (source / "away").rename(source / "005.png")
+    outcome, _ = explain(source, out, model)
+    assert (outcome.failed, outcome.done) == (1, 0)
+    outcome, _ = explain(source, out, model, retry=True)
+    assert (outcome.failed, outcome.done) == (0, 1)
+    assert rows(out) == rows(tmp_path / "whole")
+
+
+def test_a_device_that_is_unusable_stops_the_run(monkeypatch):
+    from attribkit.errors import ModelError
+    from attribkit.runs.computing import check_device
+
+    error = RuntimeError("CUDA error: device-side assert triggered")
+    check_device(torch.device("cpu"), error)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    check_device(torch.device("cuda"), error)
+
+    def lost(device):
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(ModelError, match="cuda is unusable after RuntimeError: CUDA error: device-side assert"):
+        check_device(torch.device("cuda"), error)
