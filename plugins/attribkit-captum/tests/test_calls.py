@@ -12,7 +12,7 @@ from captum_nets import CLASSES, Residual, images, net
 from torch import nn
 
 import attribkit as ak
-from attribkit.errors import InputError, ModelError
+from attribkit.errors import InputError, MethodError, ModelError
 
 NAMES = [f"captum.{snake_case(name)}" for name in algorithms()]
 ALONE = [name for name in NAMES if name != "captum.feature_permutation"]
@@ -142,6 +142,15 @@ def test_a_model_that_cannot_be_copied_is_refused():
     with pytest.raises(ModelError, match="needs a copy of the model, and Stubborn has none: no copies"):
         ak.attribute(Stubborn(), images(1), "captum.guided_backprop", 1)
     ak.attribute(Stubborn(), images(1), "captum.saliency", 1)
+
+
+def test_a_map_of_which_nothing_is_finite_is_an_error():
+    class Roots(nn.Module):
+        def forward(self, x):
+            return x.clamp(max=0).sqrt().flatten(1).sum(1, keepdim=True) + x.flatten(1).nan_to_num()
+
+    with pytest.raises(MethodError, match="Captum's Saliency gave no finite value"):
+        ak.attribute(Roots(), -images(1).abs(), "captum.saliency", 1)
 
 
 def test_a_layer_has_a_default_and_a_name():

@@ -117,9 +117,8 @@ class CaptumMethod(ak.Method):
         if values.shape != x.shape:
             raise MethodError(f"{self.name}: Captum returned {tuple(values.shape)} for images {tuple(x.shape)}")
         values = values.detach().to(x)
-        bad = int((~values.isfinite()).sum())
-        if bad:
-            raise MethodError(f"{self.name}: {bad} of the {values.numel()} values of Captum's map are not finite")
+        if not bool(values.isfinite().any()):
+            raise MethodError(f"Captum's {self.algorithm.__name__} gave no finite value for these images")
         if delta is None:
             return values
         delta = delta.detach().to(x).reshape(len(x), -1)
