@@ -1,6 +1,7 @@
 """Stores: read as a sequence, while they grow, and when something is wrong with them."""
 
 import pickle
+import random
 import sqlite3
 import subprocess
 import sys
@@ -294,3 +295,43 @@ def test_the_tables_are_those_that_are_documented(tmp_path):
     connection.close()
     assert kinds == {**dict.fromkeys(TABLES, "table"), "records": "view"}
     assert rows[0] == ("photos/0.png", "4", 0.0, "gradient", "00000000.safetensors", 0, "done", None)
+
+
+def mutated(data, draw):
+    """Return bytes with some changed, cut off, inserted or copied to elsewhere."""
+    data = bytearray(data)
+    start, length = draw.randrange(len(data)), draw.randrange(1, 600)
+    kind = draw.randrange(4)
+    if kind == 0:
+        for _ in range(draw.randrange(1, 40)):
+            data[draw.randrange(min(len(data), 4096))] = draw.randrange(256)
+    elif kind == 1:
+        del data[start:]
+    elif kind == 2:
+        data[start : start + length] = draw.randbytes(draw.randrange(600))
+    else:
+        other = draw.randrange(len(data))
+        data[start : start + length] = data[other : other + length]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_anywhere_is_a_store_error(tmp_path, seed):
+    index = index_path(whole(tmp_path))
+    shard = tmp_path / SHARDS / "00000000.safetensors"
+    contents = {path: path.read_bytes() for path in (index, shard)}
+    draw = random.Random(seed)
+    outcomes = set()
+    for _ in range(60):
+        for path, data in contents.items():
+            path.write_bytes(mutated(data, draw) if path == draw.choice([index, index, shard]) else data)
+        try:
+            store = open_store(tmp_path)
+            for record in store:
+                _ = record.values, record.extras
+            _ = store[0], store[2:5], store.counts(), list(store.failures()), store.reasons(), store.place(0)
+            _ = store.seconds(0), list(store.names()), repr(store)
+            outcomes.add(True)
+        except (StoreError, IndexError) as error:
+            outcomes.add(type(error))
+    assert {True, StoreError} <= outcomes
