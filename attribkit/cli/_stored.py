@@ -75,6 +75,7 @@ def run_stored(job: Job) -> Outcome:
         threads=job.threads,
         half=job.half,
         shrink=job.shrink,
+        every=job.every,
         retry=job.retry,
         labels=session.labels,
         weights=job.weights,

@@ -174,6 +174,8 @@ class _Worker:
 
     def _refuse(self, computed: Computed, index: Index) -> None:
         """Raise what is as wrong for the images to come: no image of the batch was explained, and none before."""
+        if self.plan.every and len(computed.refused) < len(self.plan.methods):
+            return
         for method, error in computed.refused.items():
             if not self.main.succeeded(method) and not index.succeeded(method):
                 raise error

@@ -51,6 +51,8 @@ class Plan:
         Whether maps are kept as float16, each with a scale of its own.
     shrink
         Maps are averaged over squares of so many pixels.
+    every
+        Whether every method there is was asked for: one that refuses all images then fails alone.
     retry
         Whether batches in which something failed are done again.
     labels
@@ -71,6 +73,7 @@ class Plan:
     threads: int | None = None
     half: bool = False
     shrink: int = 1
+    every: bool = False
     retry: bool = False
     labels: Sequence[str] | None = None
     weights: str | None = None

@@ -253,6 +253,15 @@ def test_what_is_wrong_for_every_image_leaves_nothing(tmp_path):
         assert not (tmp_path / "new").exists()
 
 
+def test_of_every_method_one_that_refuses_all_images_fails_alone(tmp_path):
+    source, wrong = pictures(tmp_path / "in", 5), {"occlusion": {"window": 0}}
+    outcome = run(plan(source, tmp_path / "out", options=wrong, every=True), loaded())
+    assert (outcome.explained, outcome.failed) == (5, 5)
+    assert {record.method for record in open_store(tmp_path / "out").failures()} == {"occlusion"}
+    with pytest.raises(InputError, match="class 9"):  # all refuse
+        run(plan(source, tmp_path / "new", target=9, every=True), loaded())
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -103,7 +103,7 @@ def test_it_goes_into_other_threads_and_processes(tmp_path):
     assert [record.image for record in again] == [record.image for record in store]
 
 
-def test_opening_a_store_loads_neither_torch_nor_timm(tmp_path):
+def test_opening_a_store_loads_no_more_than_it_must(tmp_path):
     whole(tmp_path)
     code = (
         "import sys, attribkit as ak; s = ak.open_store(sys.argv[1]); assert len(list(s)) == 14;"
