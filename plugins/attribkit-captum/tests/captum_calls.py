@@ -93,6 +93,11 @@ def black(x):
     return {"baselines": torch.zeros(2, *x.shape[1:], dtype=x.dtype)}
 
 
+def sampled(samples):
+    """Return the call of Shapley value sampling with this many orders."""
+    return one_by_one(ca.ShapleyValueSampling, lambda x: {"feature_mask": grid(x, 4), "n_samples": samples})
+
+
 DIRECT = {
     "saliency": at_once(ca.Saliency),
     "input_x_gradient": at_once(ca.InputXGradient),
@@ -108,7 +113,7 @@ DIRECT = {
     "occlusion": at_once(ca.Occlusion, sliding),
     "feature_ablation": at_once(ca.FeatureAblation, lambda x: {"feature_mask": grid(x, 7)}),
     "feature_permutation": quiet(permuted),
-    "shapley_value_sampling": one_by_one(ca.ShapleyValueSampling, lambda x: {"feature_mask": grid(x, 4)}),
+    "shapley_value_sampling": sampled(25),
     "shapley_values": at_once(ca.ShapleyValues, lambda x: {"feature_mask": grid(x, 2)}),
     "lime": one_by_one(ca.Lime, lambda x: {"feature_mask": grid(x, 4)}),
     "kernel_shap": one_by_one(ca.KernelShap, lambda x: {"feature_mask": grid(x, 4)}),
