@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,10 @@ KEPT = 2
 
 Places = Sequence[tuple[int, int]]
 Returned = tuple[Any, dict[str, Tensor]]  # the model's output, and the layers' by name
+
+#: Why incremental inference was no use, by model and by images and windows: a recording costs a few forward passes. A
+#: model that is changed afterwards still runs in full, which costs time only.
+_HOPELESS: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()
 
 log = logging.getLogger("attribkit.builtin.occlusion")
 
@@ -150,6 +155,8 @@ class Occluded:
             # a replay that torch refuses; if the model itself is at fault, running it in full shows it
             why = f"{type(error).__name__}: {error}".splitlines()[0]
         self.incremental, self._recorded, self._images = False, None, {}
+        if "differ" not in why:
+            _HOPELESS.setdefault(self.observer.model, {})[self._case()] = why
         message = f"occlusion runs the model in full: {why}"
         log.info(message)
         if self.engine == "incremental" or "differ" in why:
@@ -172,6 +179,9 @@ class Occluded:
         if self._recorded is not None:
             return self._recorded
         inputs, observer = self.inputs, self.observer
+        known = _HOPELESS.get(observer.model, {}).get(self._case())
+        if known is not None and self.engine == "auto":
+            raise NotReplayable(known)
         if any(isinstance(v, Tensor) and v.ndim and len(v) == len(inputs) for v in observer.forward_kwargs.values()):
             raise NotReplayable("forward_kwargs differ from sample to sample")
         if self.shape[0] * self.shape[1] < FEWEST:
@@ -186,6 +196,11 @@ class Occluded:
             raise NotReplayable("a window changes nearly all of every feature map")
         self._recorded = recorded
         return recorded
+
+    def _case(self) -> Any:
+        """Return what the worth of incremental inference depends on beside the model."""
+        layers = (self.observer.target.layer, self.observer.unit_layer)
+        return (tuple(self.inputs.shape[1:]), self.inputs.dtype, str(self.grid), layers)
 
     def _ready(self, recorded: Incremental, sample: int) -> Image:
         if sample == 0:

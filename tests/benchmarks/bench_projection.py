@@ -39,9 +39,17 @@ def network(name):
     return model
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("name", "layer"), CASES)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Captum's, on its hooks
-def test_project(name, layer):
+def test_project(name, layer, threads):
     model, x = network(name), torch.randn(1, 3, 224, 224)
     caught = {}
     with model.get_submodule(layer).register_forward_hook(lambda m, a, out: caught.update(value=out.detach())):
@@ -66,5 +74,5 @@ def test_project(name, layer):
                 captum(channel * UNITS // CALLS)
         rounds.append((theirs.wall / mine.wall * UNITS / CALLS, theirs.cpu / mine.cpu * UNITS / CALLS, mine.wall))
     wall, cpu, seconds = (list(column) for column in zip(*rounds, strict=True))
-    record("projection", f"{name} {layer}", faster_wall=wall, faster_cpu=cpu, seconds=seconds)
+    record("projection", f"{name} {layer}, {threads} threads", faster_wall=wall, faster_cpu=cpu, seconds=seconds)
     assert statistics.median(cpu) >= CASES[name, layer]

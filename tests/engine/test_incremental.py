@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import attribkit as ak
-from attribkit.errors import IncrementalWarning
+from attribkit.engine import occluded
 from attribkit.engine.incremental import NotReplayable
 from attribkit.engine.incremental.graph import compare
 from attribkit.engine.incremental.record import record
 from attribkit.engine.incremental.spans import Window, equal_runs, runs
+from attribkit.errors import IncrementalWarning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -363,3 +364,26 @@ def test_the_clean_map_of_a_sum_that_is_overwritten_in_place():
     full = ak.attribute(net, x, "occlusion", 1, engine="full", **options)
     assert found.extras["incremental"].all()
     torch.testing.assert_close(found.values, full.values, rtol=0, atol=1e-12)
+
+
+def test_what_was_no_use_is_not_tried_again_unasked(monkeypatch):
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x).mean((2, 3)) + 0 * torch.rand(len(x), 4)
+
+    recorded = []
+    original = occluded.Incremental
+    monkeypatch.setattr(occluded, "Incremental", lambda *args: recorded.append(1) or original(*args))
+    model, x = Random().eval(), torch.randn(1, 3, 32, 32)
+    for _ in range(3):
+        found = ak.attribute(model, x, "occlusion", target=0, window=8)
+        assert not found.extras["incremental"].any()
+    assert len(recorded) == 1
+    ak.attribute(model, x, "occlusion", target=0, window=10)
+    assert len(recorded) == 2
+    with pytest.warns(IncrementalWarning, match="random"):
+        ak.attribute(model, x, "occlusion", target=0, window=8, engine="incremental")
