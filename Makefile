@@ -72,8 +72,15 @@ weights: $(STAMP)  ## train zfnet-fashion as it is shipped, in about 45 minutes,
 docs: $(STAMP)  ## check the documentation: every relative link leads somewhere
 	$(VENV)/bin/python docs/check_links.py README.md CHANGELOG.md docs/*.md docs/*/*.md
 
-bench: $(STAMP)  ## run the benchmarks
+bench: $(STAMP)  ## run the benchmarks, in about two hours, and write docs/benchmarks.md
 	$(RUN) pytest -s -o python_files='bench_*.py' tests/benchmarks
+	for threads in 1 2; do \
+		$(VENV)/bin/python tests/benchmarks/bench_occlusion.py --threads $$threads && \
+		$(VENV)/bin/python tests/benchmarks/bench_occlusion.py --threads $$threads --window 16 --stride 8 --rounds 3 \
+			torchvision/vgg16 zfnet torchvision/alexnet || exit 1; done
+	$(VENV)/bin/python tests/benchmarks/bench_occlusion.py --families --window 32 --stride 32
+	$(VENV)/bin/python tests/benchmarks/bench_runs.py
+	$(VENV)/bin/python docs/make_benchmarks.py
 
 zoo: $(STAMP)  ## run every model of timm's and write docs/zoo.md, in an hour or two; ZOO="name name" takes these
 	PYTHONPATH=tests $(RUN) zoo $(ZOO)

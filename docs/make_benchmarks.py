@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,17 @@ def occlusion(rows: list[Row]) -> str:
     """Return the table of occlusion against Captum."""
     rows = sorted(rows, key=lambda row: (row["threads"], -row["stride"], row["model"].rpartition("/")[2]))
     return table(
-        ["network", "window / stride", "threads", "attribkit", "aim", "bound", "dense control", "the model itself", "Captum's"],
+        [
+            "network",
+            "window / stride",
+            "threads",
+            "attribkit",
+            "aim",
+            "bound",
+            "dense control",
+            "the model itself",
+            "Captum's",
+        ],
         [
             [
                 row["model"].rpartition("/")[2],
@@ -49,18 +60,11 @@ def occlusion(rows: list[Row]) -> str:
                 f"{row['bound']:.1f}×",
                 f"{row['dense']['median']:.2f}×",
                 f"{row['full']['median']:.2f}×",
-                f"{statistics_of(row['seconds']['captum']):.1f} s, {row['per_eval']} a step",
+                f"{statistics.median(row['seconds']['captum']):.1f} s, {row['per_eval']} a step",
             ]
             for row in rows
         ],
     )
-
-
-def statistics_of(values: list[float]) -> float:
-    """Return the median."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def families(rows: list[Row]) -> str:
@@ -69,10 +73,10 @@ def families(rows: list[Row]) -> str:
     worst = max(rows, key=lambda row: row["error"])
     full = ", ".join(row["model"] for row in rows if not row["incremental"])
     return (
-        f"At every position ({rows[0]['window']} / {rows[0]['stride']}) the scores of {len(rows)} networks, one of a "
-        f"family of timm's each, were compared with the model's own: the largest difference is {worst['error']:.1e} of the "
-        f"largest |logit| ({worst['model']}). Incremental inference was used for {len(used)} of them; in full, for a window "
-        f"changes nearly everything there: {full}.\n"
+        f"At every position ({rows[0]['window']} / {rows[0]['stride']}) the scores of {len(rows)} networks, one of "
+        f"a family of timm's each, were compared with the model's own: the largest difference is {worst['error']:.1e} "
+        f"of the largest |logit| ({worst['model']}). Incremental inference was used for {len(used)} of them; in full, "
+        f"for a window changes nearly everything there: {full}.\n"
     )
 
 
@@ -119,3 +123,139 @@ def growth(series: dict[str, Row]) -> str:
             for name, row in series.items()
         ],
     )
+
+
+def gradients(rows: list[Row]) -> str:
+    """Return the tables of time and memory of the gradient methods against Captum's."""
+    timed = [row for row in rows if row["figure"] == "time"]
+    others = [row for row in rows if row["figure"] != "time"]
+    words = {
+        "kept": "kept for the way back",
+        "peak": "peak of what torch allocates",
+        "process": "process above the model",
+    }
+    first = table(
+        ["network", "method", "threads", "time, ours over Captum's", "ours"],
+        [
+            [row["model"], row["method"], str(row["threads"]), ratio(row["ratios"]), f"{row['ours']['median']:.2f} s"]
+            for row in timed
+        ],
+    )
+    second = table(
+        ["network", "method", "bytes", "ours over Captum's", "ours", "Captum's"],
+        [
+            [
+                row["model"],
+                row["method"],
+                words[row["figure"]],
+                f"1/{1 / row['ratio']:.1f}" if row["ratio"] < 0.3 else f"{row['ratio']:.2f}",
+                *(f"{middle(row[who]) / 1e6:.0f} MB" for who in ("ours", "captum")),
+            ]
+            for row in others
+        ],
+    )
+    return first + "\n" + second
+
+
+def middle(value: Any) -> float:
+    """Return a figure, or the median of one."""
+    return float(value["median"] if isinstance(value, dict) else value)
+
+
+def peers(cases: dict[str, Row]) -> str:
+    """Return the table of the gradient methods side by side."""
+    names = ("torch", "captum", "zennit")
+    return table(
+        ["network, method, threads", "attribkit", *(f"{name} over attribkit" for name in names)],
+        [
+            [case, f"{row['seconds']['median']:.2f} s", *(ratio(row[name]) if name in row else "" for name in names)]
+            for case, row in cases.items()
+        ],
+    )
+
+
+def runs(cases: dict[str, Row]) -> str:
+    """Return the table of data-set runs."""
+    rows = []
+    for case, row in cases.items():
+        for name, value in row.items():
+            rows.append(
+                [case, name.replace("_", " "), f"{value['median']:.2f} ({value['min']:.2f}–{value['max']:.2f})"]
+            )
+    return table(["", "", "median (smallest–largest)"], rows)
+
+
+def starts(cases: dict[str, Row]) -> str:
+    """Return the table of start-up times."""
+    return table(["", "CPU seconds"], [[case, f"{row['cpu_seconds']['median']:.2f}"] for case, row in cases.items()])
+
+
+def page() -> str:
+    """Return the page."""
+    occluded, named = read("occlusion"), read("occlusion-families")["rows"]
+    one = read("projection")
+    machine = one["machine"]
+    return f"""# Benchmarks
+
+Written by `python docs/make_benchmarks.py` from what `make bench` measured. Every comparison runs both sides in
+turns in one process on the same inputs; figures are medians of ratios with the smallest and the largest. Weights
+are random, images 224×224. Machine: {occluded["machine"].split(",")[0]}, 2 cores, no GPU; torch {machine["torch"]},
+Python {machine["python"]}. Nothing here has been measured on a GPU yet.
+
+## Occlusion
+
+`python tests/benchmarks/bench_occlusion.py [NETWORK …] --window 32 --stride 16 --threads 1`: all windows, against
+`captum.attr.Occlusion` with the best of 1, 16 and 48 perturbations a step. *Bound*: what arithmetic allows, the
+multiplications of all maps over those of the changed rectangles. *Dense control*: our kernels with incremental
+inference off. *The model itself*: `engine="full"`. What exceeds the bound is owed to folded batch norms, fused
+activations, and batches that stay in the caches.
+
+{occlusion(occluded["rows"])}
+{families(named)}
+([how it is computed](occlusion.md))
+
+## Projections of many units
+
+`pytest -s -o python_files='bench_*.py' tests/benchmarks/bench_projection.py`: `attribkit.project` of 64 units
+against Captum's `NeuronDeconvolution`, one call a unit.
+
+{projections(one["cases"])}
+## Gradient, guided backprop, deconvnet
+
+`pytest -s -o python_files='bench_*.py' tests/benchmarks/bench_gradients.py`: against Captum, 8 images at once.
+
+{gradients(read("gradients")["rows"])}
+`… tests/benchmarks/bench_peers.py`: all of them, and bare torch, 4 images at once; above 1, attribkit is faster.
+
+{peers(read("peers")["cases"])}
+## Runs over a data set
+
+`python tests/benchmarks/bench_runs.py` ([data sets](data-sets.md)).
+
+{runs(read("runs")["cases"])}
+## How cost grows
+
+`… tests/benchmarks/bench_growth.py`, on ResNet18. The exponent is the slope of log seconds against log size: 1 is
+linear, below 1 part of the work is shared.
+
+![Seconds against pixels, windows, units and images at once, both axes logarithmic]({PICTURE})
+
+{growth(read("growth")["series"])}
+## Starting
+
+`… tests/benchmarks/bench_startup.py`, a process each.
+
+{starts(read("startup")["cases"])}"""
+
+
+def main() -> None:
+    """Write the page."""
+    text = page()
+    part = DOCS / "benchmarks.md.part"
+    part.write_text(text)
+    part.replace(DOCS / "benchmarks.md")
+    print(DOCS / "benchmarks.md")
+
+
+if __name__ == "__main__":
+    main()

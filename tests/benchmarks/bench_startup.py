@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from bench_tools import record
 
 RUNS = 5
 COMMANDS = {
@@ -30,6 +31,6 @@ def cpu_seconds(arguments: list[str]) -> float:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_start(name):
     cpu_seconds(COMMANDS[name])  # compiles what is not compiled yet
-    seconds = statistics.median(cpu_seconds(COMMANDS[name]) for _ in range(RUNS))
-    print(f"\n{name}: {seconds:.2f} s of CPU (median of {RUNS})")
-    assert seconds < 0.5
+    seconds = [cpu_seconds(COMMANDS[name]) for _ in range(RUNS)]
+    record("startup", name, cpu_seconds=seconds)
+    assert statistics.median(seconds) < 0.5
