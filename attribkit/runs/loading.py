@@ -56,14 +56,47 @@ class Loaded:
         return self
 
 
-class _Images(torch.utils.data.Dataset[Loaded]):
+@dataclass
+class _Parcel:
+    """A batch on its way from a worker: by shared memory, or as bytes where there is too little of that.
+
+    torch would share the tensors when it sends them, in a thread of its own; where that fails there, the batch is lost
+    and waited for without end.
+    """
+
+    batch: Batch
+    errors: dict[int, str]
+    packed: list[tuple[list[int], torch.dtype, torch.Size, Any]]
+
+    @classmethod
+    def of(cls, loaded: Loaded) -> Any:
+        """Return a batch whose tensors are shared, or a parcel of their bytes."""
+        try:
+            tensor: Any  # torch leaves the method untyped
+            for _, tensor in loaded.groups:
+                tensor.share_memory_()
+        except (RuntimeError, OSError):
+            packed = [
+                (rows, inputs.dtype, inputs.shape, inputs.flatten().view(torch.uint8).numpy())
+                for rows, inputs in loaded.groups
+            ]
+            return cls(loaded.batch, loaded.errors, packed)
+        return loaded
+
+    def opened(self) -> Loaded:
+        """Return the batch."""
+        groups = [(rows, torch.from_numpy(data).view(dtype).reshape(shape)) for rows, dtype, shape, data in self.packed]
+        return Loaded(self.batch, groups, self.errors)
+
+
+class _Images(torch.utils.data.Dataset[Any]):
     """Loads the batch that it is indexed by."""
 
     def __init__(self, preprocess: Callable[[Image.Image], Tensor]) -> None:
         self.preprocess = preprocess
         self.opener = Opener()
 
-    def __getitem__(self, batch: Batch) -> Loaded:
+    def __getitem__(self, batch: Batch) -> Any:
         kinds: dict[Any, tuple[list[int], list[Tensor]]] = {}
         errors: dict[int, str] = {}
         for row, place in enumerate(batch.places):
@@ -74,7 +107,8 @@ class _Images(torch.utils.data.Dataset[Loaded]):
                 rows, tensors = kinds.setdefault((found.shape, found.dtype), ([], []))
                 rows.append(row)
                 tensors.append(found)
-        return Loaded(batch, [(rows, torch.stack(tensors)) for rows, tensors in kinds.values()], errors)
+        loaded = Loaded(batch, [(rows, torch.stack(tensors)) for rows, tensors in kinds.values()], errors)
+        return loaded if torch.utils.data.get_worker_info() is None else _Parcel.of(loaded)
 
     def _load(self, place: Place) -> Tensor | str:
         try:
@@ -168,7 +202,7 @@ def _by_workers(images: _Images, batches: Iterator[Batch], workers: int, pinned:
                 if "DataLoader worker" in str(error):
                     raise _WorkerDied from error
                 raise
-            yield loaded
+            yield loaded.opened() if isinstance(loaded, _Parcel) else loaded
     finally:
         iterator._shutdown_workers()
         if handler is not None:

@@ -411,3 +411,19 @@ def test_a_device_that_is_unusable_stops_the_run(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lost)
     with pytest.raises(ModelError, match="cuda is unusable after RuntimeError: CUDA error: device-side assert"):
         check_device(torch.device("cuda"), error)
+
+
+def test_too_little_shared_memory_is_done_without(tmp_path, model, monkeypatch):
+    source = pictures(tmp_path / "in", 7)
+    (source / "003.png").write_bytes(b"")
+    explain(source, tmp_path / "whole", model)
+
+    def full(self):
+        (tmp_path / "asked").touch()
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # in the workers too: they are forked
+    _, told = explain(source, tmp_path / "out", model, workers=1)
+    assert (tmp_path / "asked").exists()
+    assert told == [("003.png", "the file is empty (0 bytes)")]
+    assert rows(tmp_path / "out") == rows(tmp_path / "whole")
