@@ -18,7 +18,7 @@ MOST = {"cpu": 16}
 """On a CPU nothing is gained by more; elsewhere `MOST_ELSEWHERE`."""
 MOST_ELSEWHERE = 64
 
-SHARE = 4
+SHARE = 2
 """One part in so many of the free memory may be used."""
 
 TIMES = 3
@@ -55,17 +55,22 @@ def batch_size_for(model: nn.Module, inputs: Tensor, processes: int = 1) -> int:
 
 
 class _Total(TorchFunctionMode):
-    """Adds up the bytes of all tensors that functions return."""
+    """Adds up the bytes of all tensors that functions return, but for views and what was written in place."""
 
     bytes = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        for tensor in (output,) if isinstance(output, Tensor) else tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction():
+            given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if _has_storage(t)}
+            for tensor in tree_leaves(output):
+                if _has_storage(tensor) and tensor.untyped_storage().data_ptr() not in given:
                     self.bytes += tensor.numel() * tensor.element_size()
         return output
+
+
+def _has_storage(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -279,16 +279,16 @@ def test_bad_plans(tmp_path, changes, words):
 
 def test_the_batch_size_follows_the_memory(monkeypatch):
     inputs = torch.zeros(1, 3, 16, 16)
-    for free, size in ((2**40, 16), (2**24, 16), (2**21, 4), (1, 1)):
+    for free, size in ((2**40, 16), (2**24, 16), (2**20, 4), (1, 1)):
         monkeypatch.setattr("attribkit.runs.batches._free_bytes", lambda device, free=free: free)
         assert batch_size_for(five().eval(), inputs) == size
-    monkeypatch.setattr("attribkit.runs.batches._free_bytes", lambda device: 2**21)
+    monkeypatch.setattr("attribkit.runs.batches._free_bytes", lambda device: 2**20)
     assert batch_size_for(five().eval(), inputs, processes=4) == 1
 
 
 def test_a_measured_batch_size_is_kept(tmp_path, monkeypatch):
     source = pictures(tmp_path / "in", 6)
-    monkeypatch.setattr("attribkit.runs.batches._free_bytes", lambda device: 2**21)
+    monkeypatch.setattr("attribkit.runs.batches._free_bytes", lambda device: 2**20)
     run(plan(source, tmp_path / "out", batch_size=None), loaded())
     monkeypatch.undo()
     store = open_store(tmp_path / "out")
