@@ -178,6 +178,15 @@ def test_bits_by_torch_are_those_by_numpy(count):
     assert torch.equal(bits.unpack_by_torch(packed, count), bits.unpacked(packed, count))
 
 
+@pytest.mark.parametrize("function", [F.relu, lambda x: F.max_pool2d(x, 2)])
+def test_what_is_large_enough_for_memory_of_its_own(function):
+    x = image(2, 64, 96, 80)
+    _, gradient, _ = autograd(function, x)
+    _, mine, used = lean(function, x)
+    assert used
+    assert torch.equal(mine, gradient)
+
+
 def test_a_stand_in_takes_no_memory_where_the_signal_has_room():
     x, signal = image(3, 4, 5, 6), image(3, 8, 5, 6)
     found = StandIn.of(x).beside(signal)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attribkit.engine.lean import store
+
 #: Elements of a block, a multiple of 8: small enough for the caches, large enough that the loop costs nothing.
 BLOCK = 1 << 19
 
@@ -38,14 +40,15 @@ def between(flat: Tensor, low: float, high: float | None) -> Tensor:
 
 def not_at_most(flat: Tensor, low: float) -> Tensor:
     """Pack where not ``value <= low``, which is where ``value > low`` or the value is no number."""
-    return ~_packed(flat, "less_equal", low, None)
+    return _packed(flat, "less_equal", low, None).bitwise_not_()
 
 
 def _packed(flat: Tensor, compare: str, low: float, high: float | None) -> Tensor:
     if flat.device.type != "cpu":
         return pack_by_torch(_compared(flat, compare, low, high))
     count = len(flat)
-    packed = np.empty(-(-count // 8), np.uint8)
+    found = store.empty(torch.Size([-(-count // 8)]), torch.uint8)
+    packed = found.numpy()
     for start in range(0, count, BLOCK):
         block: Any = flat[start : start + BLOCK].detach()
         if flat.dtype in _BY_NUMPY:
@@ -56,7 +59,7 @@ def _packed(flat: Tensor, compare: str, low: float, high: float | None) -> Tenso
         else:
             mask = _compared(block, compare, low, high).numpy()
         packed[start // 8 : -(-(start + len(block)) // 8)] = np.packbits(mask)
-    return torch.from_numpy(packed)
+    return found
 
 
 def _compared(values: Tensor, compare: str, low: float, high: float | None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attribkit.engine import splice
+from attribkit.engine.lean import store
 from attribkit.engine.lean.standin import StandIn
 from attribkit.engine.lean.step import Step, many, named
 
@@ -62,7 +63,7 @@ class MaxPool(Step):
             with torch._C.DisableTorchFunction():
                 if not start:
                     output = x.new_empty((len(x), *values.shape[1:]))
-                    places = torch.empty(output.shape, dtype=self._kind)
+                    places = store.empty(output.shape, self._kind)
                 output[start : start + rows] = values
                 self._places(switches, places[start : start + rows])
         self.kept = (places,)
