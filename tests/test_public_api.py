@@ -17,6 +17,7 @@ PINNED = {
     "AttribkitError",
     "Attribution",
     "CoverageWarning",
+    "IncrementalWarning",
     "Inspection",
     "InverseLayer",
     "InverseMethod",
