@@ -1,10 +1,11 @@
 """Run many small attributions by mixed methods in one process, and say what they leave behind.
 
-Usage: ``OMP_NUM_THREADS=1 python tests/soak.py [--count 20000] [--warm-up 1000] [--limit MB]``. Every built-in method is
-used, occlusion with both engines, single units and classes, `ak.project`, `ak.inspect`, saving and loading; every
-seventh job fails on purpose: a forward pass that raises, an option that is none, a layer that is none. After the warm-up
-resident memory may grow by less than ``--limit`` megabytes, and no hook, open file, thread, torch mode or gradient may
-be left; else the exit code is 1.
+Usage: ``OMP_NUM_THREADS=1 python tests/soak.py [--count 20000] [--warm-up 1000] [--limit MB]``.
+
+Every built-in method is used, occlusion with both engines, single units and classes, `ak.project`, `ak.inspect`, saving
+and loading; every seventh job fails on purpose: a forward pass that raises, an option that is none, a layer that is
+none. After the warm-up resident memory may grow by less than ``--limit`` megabytes, and no hook, open file, thread,
+torch mode or gradient may be left; else the exit code is 1.
 """
 
 from __future__ import annotations
