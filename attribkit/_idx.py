@@ -49,6 +49,8 @@ def read_idx(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
             file: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
             shape = _shape(file.read(4), file, name)
             need = int(np.prod(shape, dtype=object))
+            if 0 in shape[1:]:
+                raise ImageError(f"{name}: its header says {' × '.join(map(str, shape))}, images without pixels")
             if need > MAX_IDX_BYTES:
                 raise ImageError(
                     f"{name}: its header says {need:,} bytes of data; more than {MAX_IDX_BYTES:,} are refused"

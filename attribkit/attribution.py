@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from attribkit._kept import DAMAGE, KeptError, one_line, read_kept
 from attribkit._version import __version__
 from attribkit.engine.coverage import Coverage
 from attribkit.errors import AttribkitError, InputError
@@ -135,19 +136,15 @@ class Attribution:
         OSError
             The file cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = Path(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})["attribkit"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            header, tensors = read_kept(path)
+        except KeptError as error:
             raise InputError(f"{path.name} is not a saved attribution: {error}") from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
+        if header.get("format") != FORMAT:
             raise InputError(f"{path.name} is not an attribution of format {FORMAT}")
         try:
-            return cls(
+            found = cls(
                 values=tensors["values"],
                 method=str(header["method"]),
                 target=_load_target(header["target"], tensors),
@@ -156,8 +153,12 @@ class Attribution:
                 extras={k.removeprefix("extras."): v for k, v in tensors.items() if k.startswith("extras.")},
                 provenance=dict(header["provenance"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path.name} is not a saved attribution: {type(error).__name__}: {error}") from error
+            _check_loaded(found)
+        except DAMAGE as error:
+            raise InputError(
+                f"{path.name} is not a saved attribution: {type(error).__name__}: {one_line(error)}"
+            ) from error
+        return found
 
     def _repr_html_(self) -> str:
         from attribkit.report.notebook import attribution_html
@@ -181,6 +182,16 @@ def _short(target: Any) -> str:
     return str(target)
 
 
+def _check_loaded(found: Attribution) -> None:
+    """Check that what a file held can be an attribution: a map and a score for each sample."""
+    values, scores = found.values, found.scores
+    if not (values.is_floating_point() and scores.is_floating_point()) or min(values.ndim, scores.ndim) < 1:
+        raise ValueError("its values and scores must be tensors of floats, with a row for each sample")
+    samples = len(values)
+    if len(scores) != samples or (isinstance(found.target, Tensor) and found.target.shape[:1] != (samples,)):
+        raise ValueError(f"it has {samples} maps, and another number of scores or targets")
+
+
 def _load_target(target: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
     kind = target["kind"]
     if kind == "classes":
@@ -198,6 +209,10 @@ def _load_unit(fields: dict[str, Any]) -> Unit:
 
 
 def _load_coverage(fields: dict[str, Any]) -> Coverage:
+    if not isinstance(fields["method"], str) or not all(
+        type(fields[n]) is int for n in ("rewritten", "plain", "gates")
+    ):
+        raise ValueError("its coverage is none")
     kinds = {kind: (int(done), int(total)) for kind, (done, total) in fields["kinds"].items()}
     return Coverage(**{**fields, "kinds": kinds, "left": tuple((str(n), str(r)) for n, r in fields["left"])})
 

@@ -91,6 +91,9 @@ def _model_of(
     if model is not None:
         return model, weights
     named = about.get("model")
-    if not isinstance(named, str) or not named.startswith(("timm/", "torchvision/", "zfnet")):
+    known = isinstance(named, str) and (
+        named.startswith(("timm/", "torchvision/")) or named in ("zfnet", "zfnet-fashion")
+    )
+    if not isinstance(named, str) or not known or ":" in named:
         raise StoreError(f"the store is of the model {str(named)!r:.80}: loading it may run code; name it with --model")
     return named, weights if weights is not None else noted if isinstance(noted, str) else None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from attribkit._kept import one_line
 from attribkit.errors import InputError, InputTypeError, did_you_mean, is_int
 from attribkit.features._inputs import Preprocess
 
@@ -44,12 +45,12 @@ def read_boxes(path: str | os.PathLike[str], ids: Sequence[str] | None = None) -
             content = json.load(file)
     except OSError as error:
         raise InputError(f"boxes {name}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"boxes {name}: is no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"boxes {name}: is no JSON: {one_line(error)}") from error
     try:
         return check_boxes(content, ids)
     except InputError as error:
-        raise type(error)(f"boxes {name}: {error}") from None
+        raise type(error)(f"boxes {name}: {one_line(error, 1000)}") from None
 
 
 def check_boxes(content: Any, ids: Sequence[str] | None = None) -> Boxes:
@@ -68,7 +69,7 @@ def check_boxes(content: Any, ids: Sequence[str] | None = None) -> Boxes:
     found: Boxes = {}
     for image, parts in content.items():
         if ids is not None and image not in ids:
-            raise InputError(f"no image is called {image!r}: {did_you_mean(str(image), ids)}")
+            raise InputError(f"no image is called {image!r:.200}: {did_you_mean(str(image)[:200], ids)}")
         if not isinstance(parts, Mapping) or not parts:
             raise InputTypeError(f"{image}: must map parts to boxes [top, left, bottom, right], got {parts!r}")
         for part, box in parts.items():

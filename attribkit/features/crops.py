@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import attribkit
+from attribkit._kept import DAMAGE, read_tensors
 from attribkit.api import project_each
 from attribkit.datasets import ImageSource
 from attribkit.errors import InputError
@@ -117,16 +118,24 @@ class Crops:
     @classmethod
     def load(cls, path: str | os.PathLike[str], label: str | None = None) -> Crops | None:
         """Read what `save` wrote; None where there is no such file, or one of another label."""
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, framework="pt") as file:
-                if label is not None and (file.metadata() or {}).get("attribkit") != label:
-                    return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return cls(tuple(tensors.pop("channels").tolist()), **tensors)
-        except (OSError, SafetensorError, KeyError, TypeError):
+            about, tensors = read_tensors(path)
+            channels = tensors.pop("channels")
+            found = cls(tuple(channels.tolist()), **tensors)
+        except (OSError, *DAMAGE):
             return None
+        projections, patches, boxes = found.projections, found.patches, found.boxes
+        fits = (
+            channels.dtype == torch.long
+            and projections.dtype == torch.float32
+            and patches.dtype == torch.uint8
+            and boxes.dtype == torch.int32
+            and projections.ndim == 5
+            and projections.shape == patches.shape
+            and boxes.shape == (*projections.shape[:2], 4)
+            and channels.shape == projections.shape[:1]
+        )
+        return found if fits and label in (None, about.get("attribkit")) else None
 
 
 def project_mined(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attribkit._kept import DAMAGE, one_line, read_kept
 from attribkit.attribution import write_atomically
 from attribkit.engine.units import Grid
 from attribkit.errors import InputError
@@ -165,25 +166,33 @@ class Progress:
         InputError
             The file is no such file.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})["attribkit"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            header, tensors = read_kept(path)
             if header["format"] != FORMAT:
                 raise KeyError(f"format {header['format']}")
             layers = {
-                name: MinedLayer(
-                    name,
-                    layout,
-                    tuple(channels),
-                    Grid(*grid),
-                    Top(*(tensors[f"{name}.{part}"] for part in ("values", "images", "positions"))),
-                )
+                name: _layer_from(name, layout, channels, grid, tensors)
                 for name, (layout, channels, grid) in header["layers"].items()
             }
             skipped = {int(index): str(reason) for index, reason in header["skipped"]}
-            return cls(tensors["done"].bool(), layers, skipped), dict(header["config"])
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{os.fspath(path)}: is not the state of mining features: {error}") from error
+            done = tensors["done"]
+            if done.dtype != torch.uint8 or done.ndim != 1:
+                raise ValueError("its note of what is done is none")
+            return cls(done.bool(), layers, skipped), dict(header["config"])
+        except (OSError, *DAMAGE) as error:
+            raise InputError(f"{os.fspath(path)}: is not the state of mining features: {one_line(error)}") from error
+
+
+def _layer_from(name: str, layout: Any, channels: Any, grid: Any, tensors: dict[str, Tensor]) -> MinedLayer:
+    """Return a layer that a file held; ValueError where its parts do not fit each other."""
+    rows, columns, prefix, count = grid
+    wanted = (rows, columns) if rows is not None or columns is not None else ()
+    if not all(type(n) is int and n >= 0 for n in (*wanted, prefix, count, *channels)) or not isinstance(layout, str):
+        raise ValueError(f"the places of layer {name!r:.80} are no numbers")
+    values, images, positions = (tensors[f"{name}.{part}"] for part in ("values", "images", "positions"))
+    fits = values.ndim == 2 and values.shape == images.shape == positions.shape and len(values) == len(channels)
+    if not fits or not values.is_floating_point() or images.dtype != torch.long or positions.dtype != torch.long:
+        raise ValueError(f"the tensors of layer {name!r:.80} do not fit each other")
+    if images.numel() and (int(images.min()) < -1 or int(positions.max()) >= max(count, 1)):
+        raise ValueError(f"layer {name!r:.80} has images or positions out of range")
+    return MinedLayer(name, layout, tuple(channels), Grid(rows, columns, prefix, count), Top(values, images, positions))

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from attribkit._kept import one_line
 from attribkit.errors import CheckpointError
 
 __all__ = ["State", "load_weights", "misfits", "other_classes", "read_checkpoint", "without_prefixes"]
@@ -184,25 +185,22 @@ def _some(items: list[str], what: str, most: int = 3) -> str:
 def _read_safetensors(name: str) -> Any:
     try:
         return safetensors.torch.load_file(name, device="cpu")
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    # what the library raises at types and shapes that torch does not have is of many classes
+    except Exception as error:
+        reason = one_line(error, 300)
         raise CheckpointError(
             f"checkpoint {name}: is no valid safetensors file, damaged or truncated: {reason}"
         ) from error
 
 
 def _read_pickle(name: str) -> Any:
-    if zipfile.is_zipfile(name):
-        with zipfile.ZipFile(name) as archive:
-            members = archive.namelist()
-        if any(member.endswith("constants.pkl") for member in members):
-            raise CheckpointError(
-                f"checkpoint {name}: is a TorchScript archive, which holds code; save a state_dict instead"
-            )
+    archived = _check_archive(name)
     try:
         with warnings.catch_warnings():  # torch's hints about pickle protocols would only repeat the error below
             warnings.simplefilter("ignore")
-            return torch.load(name, map_location="cpu", weights_only=True)
+            # Reading an archive, some versions of torch believe what the pickle says of a storage's length and go
+            # beyond the bytes that are there; mapping it, none does.
+            content = torch.load(name, map_location="cpu", weights_only=True, mmap=archived)
     # A damaged or hostile file can make the restricted unpickler raise anything (KeyError, IndexError, EOFError, …).
     except Exception as error:
         message = " ".join(str(error).split())
@@ -216,12 +214,54 @@ def _read_pickle(name: str) -> Any:
             reason = re.search(r"WeightsUnpickler error: (.*?)(?: Check the documentation|$)", message)
             raise CheckpointError(
                 f"checkpoint {name}: refused, it is not a plain file of tensors"
-                + (f" ({reason[1].strip()})" if reason else "")
+                + (f" ({reason[1].strip()[:200]})" if reason else "")
             ) from error
-        said = isinstance(error, RuntimeError | OSError) and re.sub(r"^\[.*?\][ .]*", "", message).split(". ")[0]
+        said = isinstance(error, RuntimeError | OSError) and re.sub(r"^\[.*?\][ .]*", "", message).split(". ")[0][:300]
         raise CheckpointError(
             f"checkpoint {name}: cannot be read, damaged, truncated or no checkpoint" + (f": {said}" if said else "")
         ) from error
+    _check_storages(content, name)
+    return content
+
+
+def _check_archive(name: str) -> bool:
+    """Tell whether a file is a zip archive, as torch saves; one that holds code or unpacks to more is refused."""
+    with open(name, "rb") as file:
+        size, archived = os.fstat(file.fileno()).st_size, file.read(4) == b"PK\3\4"
+    if not archived:
+        return False
+    try:
+        with zipfile.ZipFile(name) as archive:
+            members = archive.infolist()
+    except Exception as error:  # zipfile raises what it stumbles over: struct.error, UnicodeDecodeError, …
+        raise CheckpointError(
+            f"checkpoint {name}: cannot be read, damaged, truncated or no checkpoint: {one_line(error)}"
+        ) from error
+    if any(member.filename.endswith("constants.pkl") for member in members):
+        raise CheckpointError(
+            f"checkpoint {name}: is a TorchScript archive, which holds code; save a state_dict instead"
+        )
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > size:
+        raise CheckpointError(f"checkpoint {name}: refused, its contents are compressed, which torch never does")
+    return True
+
+
+def _check_storages(content: Any, name: str) -> None:
+    """Check that the tensors' storages take no more bytes than the file has: torch allocates what a pickle says."""
+    size, seen, pending, storages = os.path.getsize(name), set(), [content], {}
+    while pending:
+        item = pending.pop()
+        if isinstance(item, torch.Tensor):
+            if item.layout is torch.strided and item.device.type == "cpu":
+                storage = item.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            pending.extend(item.values() if isinstance(item, dict) else item)
+    total = sum(storages.values())
+    if total > size:
+        raise CheckpointError(f"checkpoint {name}: refused, it claims {total:,} bytes of weights and has {size:,}")
 
 
 def _first_object(name: str) -> str | None:
@@ -274,7 +314,7 @@ def _unwrap(content: Any, name: str) -> State:
     state.update((key, value) for key, value in content.items() if isinstance(value, torch.Tensor))
     state.pop("n_averaged", None)  # torch's AveragedModel counts here
     if not state or not all(isinstance(key, str) for key in state):
-        keys = ", ".join(repr(key) for key in list(content)[:5]) or "none"
+        keys = ", ".join(f"{key!r:.60}" for key in list(content)[:5]) or "none"
         raise CheckpointError(f"checkpoint {name}: holds no weights by name; its keys: {keys}")
     if hasattr(content, "_metadata"):  # the versions of the modules' formats, as torch saves them
         state._metadata = content._metadata  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import stat
 import zlib
 from typing import IO, Any
 
@@ -66,6 +67,8 @@ class Opener:
             if self._file is None or self._name != place.file or self._pid != os.getpid():
                 self.close()
                 self._pid = os.getpid()
+                if not stat.S_ISREG(os.stat(place.file).st_mode):  # opening a pipe would wait for ever
+                    raise ImageError("the tar file is a pipe, socket or device")
                 opening: Any = open if place.file.lower().endswith(".tar") else gzip.open
                 self._file, self._name = opening(place.file, "rb"), place.file
             self._file.seek(place.start)

@@ -32,6 +32,9 @@ class StoreFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        for name in (INDEX, LOCK, SHARDS, RANKS):
+            if (path / name).is_symlink():  # what is written through it would lie elsewhere
+                raise StoreError(f"{path / name}: is a link; what belongs to a store are files and folders of its own")
         self.made: list[Path] = []
         self.new = not (path / INDEX).exists()
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attribkit.store.connection import check_tables, connect, reading, transaction
+from attribkit.store.connection import check_tables, check_whole, connect, reading, transaction
 from attribkit.store.errors import StoreError
 from attribkit.store.layout import (
     DONE,
@@ -79,8 +79,11 @@ class Index:
     def __init__(self, path: Path, methods: Sequence[str], tables: Iterable[str] = TABLES) -> None:
         self.path = path
         self._numbers = {name: number for number, name in enumerate(methods)}
+        begun = path.is_file() and path.stat().st_size > 0
         self.connection = connect(path, write=True)
         try:
+            if begun:
+                check_whole(self.connection, path)
             with transaction(self.connection):
                 for name in tables:
                     self.connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({TABLES[name]})")

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from attribkit.store.connection import check_tables, connect, reading
+from attribkit.store.connection import check_tables, connect, fetch, reading
 from attribkit.store.errors import StoreError
 from attribkit.store.layout import DONE, FORMAT, INDEX, TABLES, as_given, shard_path, tensor_name
 from attribkit.store.records import COLUMNS, Record, record_from
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Store", "open_store"]
+
+# COUNT(id) and not COUNT(*): SQLite counts the latter in one step, which in a damaged tree may have no end.
 
 _PAGE = 500
 """Records fetched at once: a reader that takes its time must not hold up who writes."""
@@ -85,7 +87,7 @@ class Store(Sequence[Record]):
 
     def __len__(self) -> int:
         """Return how many records are finished."""
-        return int(self._one("SELECT COUNT(*) FROM results"))
+        return int(self._one("SELECT COUNT(id) FROM results"))
 
     def __iter__(self) -> Iterator[Record]:
         """Go through the finished records."""
@@ -137,7 +139,7 @@ class Store(Sequence[Record]):
     @property
     def images(self) -> int:
         """How many images there are, finished or not."""
-        return int(self._one("SELECT COUNT(*) FROM images"))
+        return int(self._one("SELECT COUNT(position) FROM images"))
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -179,8 +181,9 @@ class Store(Sequence[Record]):
         query = f"SELECT position, image FROM images WHERE position > ? ORDER BY position LIMIT {_PAGE}"
         while rows := self._rows(query, (last,)):
             for position, image in rows:
-                yield int(position), as_given(image)
-            last = rows[-1][0]
+                self._check_order(last, position)
+                yield position, as_given(image)
+                last = position
 
     def place(self, position: int) -> tuple[str, str, int, int, str | None]:
         """Return an image's name, and where its bytes lie: file, start, length (0, 0: all of it), or what is wrong."""
@@ -243,17 +246,23 @@ class Store(Sequence[Record]):
         while True:
             rows = self._rows(f"{_FROM} WHERE id > ? {where} ORDER BY id LIMIT {_PAGE}", (last, *values))
             for row in rows:
+                self._check_order(last, row[0])
                 yield record_from(row, self)
+                last = row[0]
             if len(rows) < _PAGE:
                 return
-            last = rows[-1][0]
+
+    def _check_order(self, before: int, number: Any) -> None:
+        """Check that rows come in order: in a damaged table they may go round in circles."""
+        if not isinstance(number, int) or number <= before:
+            raise StoreError(f"{self._index}: is damaged: its rows are out of order")
 
     def _one(self, query: str, values: tuple[Any, ...] = ()) -> Any:
         return self._rows(query, values)[0][0]
 
     def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with reading(self._index):
-            return self._connection().execute(query, values).fetchall()
+            return fetch(self._connection(), self._index, query, values)
 
     def _connection(self) -> sqlite3.Connection:
         """Return this thread's connection; one does not survive a fork."""

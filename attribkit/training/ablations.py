@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from attribkit.attribution import write_atomically
 from attribkit.datasets import ImageSource
+from attribkit.models.checkpoint import load_weights, read_checkpoint
 from attribkit.training.division import divide
 from attribkit.training.evaluation import errors_from, evaluate
 from attribkit.training.finish import Result
@@ -115,7 +115,9 @@ def ablation(
             command=command,
             network=network,
         )
-        network.load_state_dict(load_file(result.weights))  # a run that was done before is not in the network
+        load_weights(
+            network, read_checkpoint(result.weights), checkpoint=str(result.weights), name=variant.name
+        )  # a run that was done before is not in the network
         seen = Pixels(division.train, division.train_rows[:TRAIN_IMAGES], recipe.resize, channels, machine.cache)
         counts = evaluate(
             network, seen, torch.from_numpy(division.train_classes), _normaliser(result), recipe.size,
@@ -141,7 +143,7 @@ def _named(name: str, say: Callable[[str], None] | None) -> Callable[[str], None
 
 
 def _normaliser(result: Result) -> Normaliser:
-    mean = load_file(result.folder / STATE)["mean"]
+    mean = read_checkpoint(result.folder / STATE)["mean"]
     return Normaliser(mean, torch.ones(len(mean), 1, 1))
 
 

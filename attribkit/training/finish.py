@@ -13,9 +13,9 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from attribkit._kept import KeptError, read_header
 from attribkit._version import __version__
 from attribkit.attribution import write_atomically
 from attribkit.training.division import Division
@@ -141,8 +141,7 @@ def finished(folder: Path, position: Position, recipe: Recipe) -> Result | None:
     if not weights.exists() or not (position.epoch == recipe.epochs or position.stopped) or position.step:
         return None
     try:
-        with safe_open(weights, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["attribkit"])
-    except (SafetensorError, KeyError, ValueError):
+        about = read_header(weights)
+    except (KeptError, OSError):
         return None
     return Result(folder, weights, position.rows, about) if about.get("epochs") == position.epoch else None

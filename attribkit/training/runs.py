@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from attribkit._kept import DAMAGE, KeptError, one_line, read_header
 from attribkit.errors import AttribkitError, CheckpointError
 from attribkit.models.building import LoadedModel, described
 from attribkit.models.checkpoint import load_weights, read_checkpoint
@@ -21,6 +23,17 @@ from attribkit.training.pixels import _square, centre_crop
 from attribkit.training.recipe import Recipe
 
 __all__ = ["load_run"]
+
+_FOREIGN = (
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_strict",
+    "cache_dir",
+)
+_ROOM, _ROOM_A_BYTE = 2**28, 8
+_MAKERS = (torch.ops.aten.empty, torch.ops.aten.zeros, torch.ops.aten.ones, torch.ops.aten.full)
 
 
 def load_run(path: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> LoadedModel:
@@ -46,17 +59,20 @@ def load_run(path: str | os.PathLike[str], weights: str | os.PathLike[str] | Non
     folder = Path(path)
     file = folder / WEIGHTS if folder.is_dir() else folder
     try:
-        with safe_open(file, framework="pt") as opened:
-            about: dict[str, Any] = json.loads((opened.metadata() or {})["attribkit"])
+        about = read_header(file)
         known = {field.name for field in dataclasses.fields(Recipe)}
         recipe = Recipe(**{key: value for key, value in about["recipe"].items() if key in known})
         labels, config = list(about["labels"]), dict(about["data_config"])
         drawn = dataclasses.replace(recipe, init="model", weights=None)
-        network = build_network(drawn, len(labels), int(config["input_size"][0]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, AttribkitError):
-            raise
+        _check_options(recipe)
+        with _Bounded(file):
+            network = build_network(drawn, len(labels), int(config["input_size"][0]))
+    except KeptError as error:
         raise CheckpointError(f"{file}: holds no weights of a finished run: {error}") from error
+    except AttribkitError:
+        raise
+    except (OSError, *DAMAGE) as error:
+        raise CheckpointError(f"{file}: holds no weights of a finished run: {one_line(error)}") from error
     source = os.fspath(weights) if weights is not None else os.fspath(file)
     load_weights(network, read_checkpoint(source), checkpoint=source, name=f"the run {folder}")
     loaded = described(f"run/{folder}", network, Path(source).name, labels, config, "the run")
@@ -64,6 +80,32 @@ def load_run(path: str | os.PathLike[str], weights: str | os.PathLike[str] | Non
     if recipe.mean == "pixel":
         _subtract_image(loaded, read_checkpoint(mean)["mean"], recipe)
     return loaded
+
+
+def _check_options(recipe: Recipe) -> None:
+    """Refuse options by which timm would read other files, by ``pickle`` perhaps, or fetch some."""
+    if not isinstance(recipe.model, str) or not isinstance(recipe.model_options, Mapping):
+        raise ValueError("its recipe names no model")
+    for option in recipe.model_options:
+        if option in _FOREIGN:
+            raise ValueError(f"its recipe has the option {option!r}, by which other files would be read")
+
+
+class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While a network is built, refuse to allocate far more than the file of its weights can fill."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.room = _ROOM + _ROOM_A_BYTE * file.stat().st_size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count what is made; ``empty`` has touched no memory yet when it is refused."""
+        if func.overloadpacket in _MAKERS:
+            shape = next((arg for arg in args if isinstance(arg, list | tuple)), ())
+            self.room -= 4 * math.prod(shape)
+            if self.room < 0:
+                raise CheckpointError("its recipe makes a network that is far larger than the file of its weights")
+        return func(*args, **(kwargs or {}))
 
 
 def _subtract_image(loaded: LoadedModel, mean: torch.Tensor, recipe: Recipe) -> None:

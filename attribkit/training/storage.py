@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from attribkit._kept import DAMAGE, one_line, read_kept
 from attribkit.attribution import write_atomically
 from attribkit.training.recipe import TrainingError, differences
 from attribkit.training.steps import Plateau
@@ -98,27 +98,46 @@ def load_state(path: Path, identity: Mapping[str, Any], network: nn.Module, opti
         If the file is no such state, or of a run with another configuration.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["attribkit"])
-            if about["format"] != FORMAT:
-                raise TrainingError(f"{path}: is of format {about['format']!r}, not {FORMAT!r}")
-            apart = differences(about["identity"], json.loads(json.dumps(identity)))
-            if apart:
-                raise TrainingError(
-                    f"{path.parent} holds another run: {'; '.join(apart)}; give the same options, or another --out"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise TrainingError(f"{path}: is not the state of a run: {error}") from error
-    weights = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
-    network.load_state_dict(weights)
+        about, tensors = read_kept(path)
+        if about["format"] != FORMAT:
+            raise TrainingError(f"{path}: is of format {about['format']!r:.60}, not {FORMAT!r}")
+        apart = differences(about["identity"], json.loads(json.dumps(identity)))
+        if apart:
+            raise TrainingError(
+                f"{path.parent} holds another run: {one_line('; '.join(apart), 2000)}; give the same options, or"
+                " another --out"
+            )
+        kept = dict(about["position"])
+        position = Position(**{**kept, "plateau": Plateau.from_dict(kept["plateau"])})
+        _check_position(position)
+        mean = tensors["mean"]
+        weights = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
+        momenta = {name: tensors.get(f"momentum/{name}") for name, _ in network.named_parameters()}
+        for name, parameter in network.named_parameters():
+            momentum = momenta[name]
+            if momentum is not None and momentum.shape != parameter.shape:
+                raise ValueError(f"the momentum of {name} is of another shape")
+        network.load_state_dict(weights)
+    except (OSError, RuntimeError, *DAMAGE) as error:
+        if isinstance(error, TrainingError):
+            raise
+        raise TrainingError(f"{path}: is not the state of a run: {one_line(error)}") from error
     for name, parameter in network.named_parameters():
-        if f"momentum/{name}" in tensors:
+        momentum = momenta[name]
+        if momentum is not None:
             held = torch.zeros_like(parameter)
-            held.copy_(tensors[f"momentum/{name}"])
+            held.copy_(momentum)
             optimiser.state[parameter]["momentum_buffer"] = held
-    kept = dict(about["position"])
-    return Position(**{**kept, "plateau": Plateau.from_dict(kept["plateau"])}), tensors["mean"]
+    return position, mean
+
+
+def _check_position(position: Position) -> None:
+    """Check a position from a file; ValueError where it is none."""
+    counts = all(type(n) is int and n >= 0 for n in (position.epoch, position.step))
+    sums = isinstance(position.sums, list) and len(position.sums) == 4
+    rows = isinstance(position.rows, list) and all(isinstance(row, dict) for row in position.rows)
+    if not counts or not sums or not rows or not all(isinstance(n, int | float) for n in position.sums):
+        raise ValueError("its note of how far the run is, is none")
 
 
 def write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
