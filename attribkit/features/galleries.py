@@ -20,11 +20,12 @@ from attribkit import progress as bars
 from attribkit.attribution import write_atomically
 from attribkit.datasets import ImageSource, open_images
 from attribkit.errors import InputError
+from attribkit.features._miner import Channels
 from attribkit.features.crops import Crops, project_mined
 from attribkit.features.fields import ReceptiveField, receptive_fields
 from attribkit.features.grid import ContactSheet, columns_of, png, sprite, thumbnail
 from attribkit.features.mined import Mined, MinedLayer
-from attribkit.features.mining import Channels, mine, processes
+from attribkit.features.mining import mine, processes
 
 if TYPE_CHECKING:
     from os import PathLike

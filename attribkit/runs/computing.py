@@ -123,9 +123,7 @@ class Computer:
             return
         found = given = None
         if memory:
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_memory(self.device)
         size = (len(rows) + 1) // 2 if memory else 1
         for start in range(0, len(rows), size):
             yield from self._explain(method, inputs[start : start + size], rows[start : start + size])
@@ -136,7 +134,7 @@ class Computer:
         raised: list[Exception] = []
         for piece in pieces:
             if isinstance(piece.found, Exception):
-                reasons.update(dict.fromkeys(piece.rows, _reason(piece.found)))
+                reasons.update(dict.fromkeys(piece.rows, reason_of(piece.found)))
                 raised.append(piece.found)
                 continue
             into.coverage.setdefault(method, asdict(piece.found.coverage))
@@ -207,7 +205,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
 
 
-def _reason(error: Exception) -> str:
+def free_memory(device: torch.device) -> None:
+    """Give back what a computation that broke off has left."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def reason_of(error: Exception) -> str:
+    """Say in one line why an image, computed alone, failed."""
     if is_out_of_memory(error):
         return f"out of memory even alone: {one_line(error)}"
     if getattr(error, "attribkit_origin", None) == "model forward":

@@ -92,15 +92,15 @@ class _Parcel:
 class _Images(torch.utils.data.Dataset[Any]):
     """Loads the batch that it is indexed by."""
 
-    def __init__(self, preprocess: Callable[[Image.Image], Tensor]) -> None:
-        self.preprocess = preprocess
+    def __init__(self, preprocess: Callable[[Image.Image], Tensor], read: Callable[[int], Image.Image] | None) -> None:
+        self.preprocess, self.read = preprocess, read
         self.opener = Opener()
 
     def __getitem__(self, batch: Batch) -> Any:
         kinds: dict[Any, tuple[list[int], list[Tensor]]] = {}
         errors: dict[int, str] = {}
         for row, place in enumerate(batch.places):
-            found = self._load(place)
+            found = self._load(batch.first + row, place)
             if isinstance(found, str):
                 errors[row] = found
             else:
@@ -110,13 +110,16 @@ class _Images(torch.utils.data.Dataset[Any]):
         loaded = Loaded(batch, [(rows, torch.stack(tensors)) for rows, tensors in kinds.values()], errors)
         return loaded if torch.utils.data.get_worker_info() is None else _Parcel.of(loaded)
 
-    def _load(self, place: Place) -> Tensor | str:
+    def _load(self, position: int, place: Place) -> Tensor | str:
+        doing = "reading"
         try:
-            found = self.preprocess(self.opener.read(place))
+            image = self.opener.read(place) if self.read is None else self.read(position)
+            doing = "preprocessing"
+            found = self.preprocess(image)
         except ImageError as error:
             return " ".join(str(error).split())
-        except Exception as error:  # a preprocessing of the user's may raise anything
-            return one_line(error) if isinstance(error, AttribkitError) else f"preprocessing: {one_line(error)}"
+        except Exception as error:  # a preprocessing or a source of the user's may raise anything
+            return one_line(error) if isinstance(error, AttribkitError) else f"{doing}: {one_line(error)}"
         if not isinstance(found, Tensor) or found.ndim != 3 or not found.is_floating_point():
             kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             return f"preprocessing returned {kind}, not a float tensor [C, H, W]"
@@ -126,7 +129,11 @@ class _Images(torch.utils.data.Dataset[Any]):
 
 
 def load_batches(
-    batches: Iterable[Batch], preprocess: Callable[[Image.Image], Tensor], workers: int, pinned: bool = False
+    batches: Iterable[Batch],
+    preprocess: Callable[[Image.Image], Tensor],
+    workers: int,
+    pinned: bool = False,
+    read: Callable[[int], Image.Image] | None = None,
 ) -> Iterator[Loaded]:
     """Load batches in their order.
 
@@ -143,8 +150,10 @@ def load_batches(
         How many processes load; 0: this one.
     pinned
         Whether the inputs lie in page-locked memory, from which a GPU takes them faster.
+    read
+        Gives an image by its position, where its place does not say where it lies; it raises `ImageError`.
     """
-    images = _Images(preprocess)
+    images = _Images(preprocess, read)
     rest = iter(batches)
     waiting: deque[Batch] = deque()  # taken from `rest` for the workers, and not come back yet
     deaths = 0

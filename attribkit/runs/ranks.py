@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-__all__ = ["Ranks", "ranks"]
+__all__ = ["Ranks", "joined", "ranks"]
 
 T = TypeVar("T")
 
@@ -66,6 +66,27 @@ class Ranks:
         found: T = held[0]
         return found
 
+    def gathered(self, value: T) -> list[T]:
+        """Return what each of them gives, to all, in their order.
+
+        Raises
+        ------
+        RuntimeError
+            One of the others died.
+        """
+        if self.count == 1:
+            return [value]
+        held: list[Any] = [None] * self.count
+        dist.all_gather_object(held, value)
+        return held
+
+
+def joined() -> Ranks:
+    """Return the processes that are joined already; this one alone, where none are."""
+    if not dist.is_available() or not dist.is_initialized():
+        return Ranks()
+    return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
@@ -74,17 +95,13 @@ def ranks() -> Iterator[Ranks]:
     Only a few words go between them, by gloo, whatever the maps are computed on. A process group that is there already
     (nccl too) is used as it is.
     """
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if dist.is_available() and dist.is_initialized():
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local)
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield Ranks()
+    if (dist.is_available() and dist.is_initialized()) or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield joined()
         return
     _end_with_parent()
     dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local)
+        yield joined()
     finally:
         dist.destroy_process_group()
 
