@@ -12,9 +12,11 @@ PYTEST_FLAGS ?=
 ZOO ?=
 # What `make shelf-check` takes, such as SHELF=--together, all of them in one environment, or SHELF="cam lrp".
 SHELF ?=
+# How long `make fuzz` takes for each reader.
+FUZZ_SECONDS ?= 600
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types check images figures fields weights docs bench zoo shelf shelf-check mutants conformance clean distclean
+.PHONY: help venv demo test lint format types check images figures fields weights docs bench zoo shelf shelf-check mutants conformance fuzz soak clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
@@ -98,6 +100,12 @@ mutants: $(STAMP)  ## run the whole conformance kit on every faulty method and e
 conformance: $(STAMP)  ## write docs/checks.md, and docs/conformance-of-others.md by running the kit on Captum and Zennit
 	$(VENV)/bin/python tests/testing/page_of_checks.py
 	$(VENV)/bin/python tests/testing/report_others.py
+
+fuzz: $(STAMP)  ## fuzz every reader of files, $(FUZZ_SECONDS) seconds each; FUZZ_SECONDS=60 is shorter
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
+
+soak: $(STAMP)  ## run 20,000 attributions in one process, and see what they leave behind
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/soak.py
 
 clean:  ## remove what the other targets made, except .venv
 	rm -rf build dist out attribkit-report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,9 +15,12 @@ import attribkit
 from attribkit._kept import DAMAGE, read_tensors
 from attribkit.api import project_each
 from attribkit.datasets import ImageSource
-from attribkit.errors import InputError
+from attribkit.engine.state import same_generators
+from attribkit.errors import ImageError, InputError
 from attribkit.features.fields import Box, ReceptiveField
 from attribkit.features.mined import Hit, MinedLayer
+from attribkit.registry import one_line
+from attribkit.runs.computing import free_memory, is_out_of_memory
 from attribkit.targets import Target
 
 if TYPE_CHECKING:
@@ -98,12 +101,15 @@ class Crops:
         What the model saw, uint8, 0 to 255.
     boxes : Tensor [K, top, 4]
         Each unit's field within the image: top, left, bottom, right, int32.
+    missing : dict of int to str
+        Images that could not be had, and why: their places are empty. It is not written.
     """
 
     channels: tuple[int, ...]
     projections: Tensor
     patches: Tensor
     boxes: Tensor
+    missing: dict[int, str] = field(default_factory=dict, init=False)
 
     def save(self, path: Path, label: str) -> None:
         """Write everything to a safetensors file, whole or not at all; ``label`` is kept in it."""
@@ -120,11 +126,11 @@ class Crops:
         """Read what `save` wrote; None where there is no such file, or one of another label."""
         try:
             about, tensors = read_tensors(path)
-            channels = tensors.pop("channels")
-            found = cls(tuple(channels.tolist()), **tensors)
+            channels, projections, patches, boxes = (
+                tensors[name] for name in ("channels", "projections", "patches", "boxes")
+            )
         except (OSError, *DAMAGE):
             return None
-        projections, patches, boxes = found.projections, found.patches, found.boxes
         fits = (
             channels.dtype == torch.long
             and projections.dtype == torch.float32
@@ -135,7 +141,9 @@ class Crops:
             and boxes.shape == (*projections.shape[:2], 4)
             and channels.shape == projections.shape[:1]
         )
-        return found if fits and label in (None, about.get("attribkit")) else None
+        if not fits or label not in (None, about.get("attribkit")):
+            return None
+        return cls(tuple(channels.tolist()), projections, patches, boxes)
 
 
 def project_mined(
@@ -163,18 +171,26 @@ def project_mined(
     """
     like = next((t for t in loaded.model.parameters() if t.is_floating_point()), torch.zeros(()))
     hits = [(row, hit) for row, index in enumerate(maps) for hit in layer.hits(index)]
-    inputs = {i: loaded.preprocess(source.load(i)).to(like) for i in dict.fromkeys(hit.image for _, hit in hits)}
-    if not inputs:
+    if not hits:
         raise InputError(f"layer {layer.layer!r}: nothing was mined")
-    example = next(iter(inputs.values()))
+    inputs, missing = {}, {}
+    with same_generators(torch.device("cpu")):
+        for i in dict.fromkeys(hit.image for _, hit in hits):
+            try:
+                inputs[i] = loaded.preprocess(source.load(i)).to(like)
+            except Exception as error:  # it was there when it was mined
+                missing[i] = str(error) if isinstance(error, ImageError) else one_line(error)
+    hits = [(row, hit) for row, hit in hits if hit.image in inputs]
     height, width = _window_size(fields)
-    shape = (len(maps), layer.top.values.shape[1], len(example), height, width)
+    colours = len(next(iter(inputs.values()))) if inputs else loaded.input_size[0]
+    shape = (len(maps), layer.top.values.shape[1], colours, height, width)
     crops = Crops(
         tuple(layer.channels[index] for index in maps),
         torch.zeros(shape),
         torch.full(shape, 128, dtype=torch.uint8),
         torch.zeros(*shape[:2], 4, dtype=torch.int32),
     )
+    crops.missing = missing
     for part in _parts(sorted(hits, key=lambda item: item[1].image), UNITS_AT_ONCE):
         batch = torch.stack([inputs[hit.image] for _, hit in part])
         flats = [_flat(layer, hit) for _, hit in part]
@@ -192,7 +208,25 @@ def project_mined(
 def _project(
     loaded: LoadedModel, batch: Tensor, layer: MinedLayer, channels: list[int], flats: list[int], method: str
 ) -> Tensor:
-    """Return the maps [N, C, H, W] of one unit a sample: on rectangles where that is known, else by `attribute`."""
+    """Return the maps [N, C, H, W] of one unit a sample; what there is no memory for is computed in halves."""
+    try:
+        return _project_at_once(loaded, batch, layer, channels, flats, method)
+    except Exception as error:
+        if len(batch) == 1 or not is_out_of_memory(error):
+            raise
+    free_memory(batch.device)
+    half = (len(batch) + 1) // 2
+    parts = [
+        _project(loaded, batch[part], layer, channels[part], flats[part], method)
+        for part in (slice(half), slice(half, None))
+    ]
+    return torch.cat(parts)
+
+
+def _project_at_once(
+    loaded: LoadedModel, batch: Tensor, layer: MinedLayer, channels: list[int], flats: list[int], method: str
+) -> Tensor:
+    """Project on rectangles where that is known, else by `attribute`."""
     if layer.layout == "NCHW":
         maps, places = (torch.tensor(numbers, device=batch.device) for numbers in (channels, flats))
         found = project_each(loaded.model, batch, layer.layer, maps, places, method)

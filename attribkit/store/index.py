@@ -125,7 +125,7 @@ class Index:
         if row is not None:
             try:
                 return json.loads(row[0])
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise StoreError(f"{self.path}: is damaged: its note {key!r} is not understood") from error
         if value is not None:
             self.connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
@@ -163,14 +163,19 @@ class Index:
         """Go through some batches with their images; each is read when it is asked for."""
         for number in numbers:
             with reading(self.path):
-                first, count = self.connection.execute(
+                found = self.connection.execute(
                     "SELECT first, count FROM batches WHERE number = ?", (number,)
                 ).fetchone()
+                first, count = found or (None, None)
+                if not (isinstance(first, int) and isinstance(count, int)):
+                    raise StoreError(f"{self.path}: is damaged: it does not say what batch {number} holds")
                 rows = self.connection.execute(
                     "SELECT image, location, start, size, problem FROM images WHERE position >= ? AND position < ?"
                     " ORDER BY position",
                     (first, first + count),
                 ).fetchall()
+            if not all(type(r[2]) is type(r[3]) is int and isinstance(r[4], str | None) for r in rows):
+                raise StoreError(f"{self.path}: is damaged: it does not say where the images of batch {number} lie")
             yield Batch(number, first, tuple(Place(as_given(r[0]), as_given(r[1]), *r[2:]) for r in rows))
 
     def pending(self) -> list[int]:
