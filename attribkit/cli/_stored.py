@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -89,14 +89,14 @@ def run_stored(job: Job) -> Outcome:
             report_failure(image, ImageError(f"{image}: {reason}"))
 
     leads = os.environ.get("RANK", "0") == "0"
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         done = run(plan, session.loaded, failed=failed, progress=leads and sys.stderr.isatty())
         outcome = Outcome(done.explained, done.failed, None, job.out, leads)
         if not leads:
             return outcome
         store = open_store(job.out)
         if done.failed > min(len(said), SAID):
-            _say_kinds(store)
+            say_kinds(store.reasons())
         if 0 < done.images <= PAGE and done.explained:
             outcome.page = write_page(job, store, session, range(done.images), job.out)
     return outcome
@@ -174,17 +174,16 @@ def _coverage(noted: Any, method: str) -> Coverage:
         return Coverage(method, applies=False)
 
 
-def _say_kinds(store: Store) -> None:
-    """Say what failed in the whole store, the most frequent first."""
-    kinds = store.reasons()
+def say_kinds(kinds: Sequence[tuple[str, int]], where: str = "the store") -> None:
+    """Say what failed in all, the most frequent first."""
     for reason, images in kinds[:GROUPS]:
         say_error(f"{images} image{'' if images == 1 else 's'}: {reason}")
     if len(kinds) > GROUPS:
-        say_error(f"and {len(kinds) - GROUPS} other reasons: the store holds each image's")
+        say_error(f"and {len(kinds) - GROUPS} other reasons: {where} holds each image's")
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> Iterator[None]:
     """End in good order on SIGTERM too; what is finished is on the disk already."""
     if threading.current_thread() is not threading.main_thread():
         yield

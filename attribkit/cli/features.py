@@ -74,29 +74,53 @@ def features(
     from pathlib import Path
 
     from attribkit.cli._session import Session
+    from attribkit.cli._stored import ended_by_sigterm
     from attribkit.datasets import open_images
     from attribkit.features.galleries import gallery
     from attribkit.plugins import manager
+    from attribkit.runs.ranks import own_device
 
     manager().method(method)  # an unknown one is said before anything is loaded
     images = open_images(data, split)
     session = Session(model, weights, device=device)
-    mined = gallery(
-        session.loaded,
-        images,
-        layers,
-        out,
-        channels=channels,
-        top=top,
-        method=method,
-        batch_size=batch_size,
-        workers=workers,
-        command=ctx.find_root().meta[COMMAND_LINE],
-        progress=sys.stderr.isatty(),
-    )
+    session.loaded.model.to(own_device(session.device))
+    with ended_by_sigterm():
+        mined = gallery(
+            session.loaded,
+            images,
+            layers,
+            out,
+            channels=channels,
+            top=top,
+            method=method,
+            batch_size=batch_size,
+            workers=workers,
+            command=ctx.find_root().meta[COMMAND_LINE],
+            progress=sys.stderr.isatty(),
+        )
     if os.environ.get("RANK", "0") != "0":
         return
     used = len(mined.ids) - len(mined.skipped)
     skipped = f", {len(mined.skipped)} left out" if mined.skipped else ""
     maps = sum(len(layer.channels) for layer in mined.layers.values())
+    _say_failures([(mined.ids[index], reason) for index, reason in (*mined.skipped, *mined.unshown)])
     click.echo(f"{maps} feature maps over {used} images{skipped}: {Path(out) / 'index.html'}")
+    # of several processes the first one alone says that images failed: torchrun ends all when one exits with 1
+    if mined.skipped or mined.unshown:
+        ctx.exit(1)
+
+
+def _say_failures(failures: list[tuple[str, str]]) -> None:
+    """Say why images were left out: the first one by one, and where there are more, how many for each reason."""
+    from collections import Counter
+
+    from attribkit.cli._group import report_failure
+    from attribkit.cli._stored import SAID, say_kinds
+    from attribkit.errors import ImageError
+
+    # a source's own message begins with the image's name, or its path
+    bare = [(name, reason.partition(f"{name}: ")[2] or reason) for name, reason in failures]
+    for name, reason in bare[:SAID]:
+        report_failure(name, ImageError(f"{name}: {reason}"))
+    if len(bare) > SAID:
+        say_kinds(Counter(reason for _, reason in bare).most_common(), "features.json")

@@ -8,7 +8,7 @@ import importlib.resources
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from attribkit.features.fields import ReceptiveField, receptive_fields
 from attribkit.features.grid import ContactSheet, columns_of, png, sprite, thumbnail
 from attribkit.features.mined import Mined, MinedLayer
 from attribkit.features.mining import mine, processes
+from attribkit.store.folder import writing
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -89,7 +90,9 @@ def gallery(
     Raises
     ------
     InputError, ModelError
-        As for `mine`; or the folder cannot be written into.
+        As for `mine`.
+    StoreError
+        The folder cannot be written into.
     """
     from attribkit.api import find_method
 
@@ -113,23 +116,24 @@ def gallery(
             name=loaded.name,
         )
         if rank == 0:
-            _write(loaded, images, mined, folder, method, command)
+            mined = _write(loaded, images, mined, folder, method, command)
     return mined
 
 
-def _write(loaded: LoadedModel, images: ImageSource, mined: Mined, folder: Path, method: str, command: str) -> None:
+def _write(loaded: LoadedModel, images: ImageSource, mined: Mined, folder: Path, method: str, command: str) -> Mined:
     fields = receptive_fields(loaded.model, loaded.input_size, list(mined.layers))
     names = file_names(list(mined.layers))
     record = {"attribkit": mined.config["attribkit"], "method": method, **mined.to_dict()}
     rows = []
+    missing: dict[int, str] = {}
     for layer in mined.layers.values():
         name = names[layer.layer]
-        blocks, sheet = _blocks(loaded, images, mined, layer, fields[layer.layer], folder, name, method)
+        blocks, sheet = _blocks(loaded, images, mined, layer, fields[layer.layer], folder, name, method, missing)
         _fill_record(record["layers"][layer.layer], blocks, fields[layer.layer], name)
         details = f"{loaded.name}, {images.name}: {mined.config['top']} strongest of {len(images)} images, {method}"
         picture = sheet.picture(layer.layer, details)
-        write_atomically(folder / f"{name}.png", png(picture))
-        write_atomically(folder / f"{name}-small.jpg", thumbnail(picture))
+        _write_file(folder / f"{name}.png", png(picture))
+        _write_file(folder / f"{name}-small.jpg", thumbnail(picture))
         row = {
             "name": layer.layer,
             "file": name,
@@ -150,13 +154,15 @@ def _write(loaded: LoadedModel, images: ImageSource, mined: Mined, folder: Path,
         "columns": columns_of(mined.config["top"]),
         "command": command,
         "config": mined.config,
-        "skipped": [(images.ids[index], reason) for index, reason in mined.skipped],
+        "skipped": [(images.ids[index], reason) for index, reason in mined.skipped]
+        + [(images.ids[index], f"not projected: {reason}") for index, reason in sorted(missing.items())],
     }
     for row in rows:
         _page(folder / f"{row['file']}.html", "layer.html.j2", about=about, rows=rows, row=row)
     _page(folder / "index.html", "index.html.j2", about=about, rows=rows)
     text = json.dumps(record, indent=1, ensure_ascii=True, allow_nan=False)
-    write_atomically(folder / "features.json", (text + "\n").encode("ascii"))
+    _write_file(folder / "features.json", (text + "\n").encode("ascii"))
+    return replace(mined, unshown=tuple(sorted(missing.items())))
 
 
 def _blocks(
@@ -168,6 +174,7 @@ def _blocks(
     folder: Path,
     name: str,
     method: str,
+    missing: dict[int, str],
 ) -> tuple[list[_Block], ContactSheet]:
     """Project a layer's maps, some at a time; crops that are there already, of the same run, are not made again."""
     sheet = ContactSheet(len(layer.channels), mined.config["top"])
@@ -182,10 +189,12 @@ def _blocks(
         crops = Crops.load(path, label)
         if crops is None:
             crops = project_mined(loaded, images, layer, fields, maps, method)
-            crops.save(path, label)
+            missing |= crops.missing
+            with writing(folder):
+                crops.save(path, label if not crops.missing else "incomplete")  # made anew by the next call
         drawn = sprite(crops)
         picture = f"{name}-{number:03d}{drawn.suffix}"
-        write_atomically(folder / picture, drawn.data)
+        _write_file(folder / picture, drawn.data)
         sheet.add(crops)
         entries = [_entry(layer, index, row, drawn, len(maps), crops, images) for row, index in enumerate(maps)]
         blocks.append(_Block(entries, picture, path.name))
@@ -283,13 +292,19 @@ def figure(
     sheet = ContactSheet(len(strongest), mined.config["top"], pixels=1.6e6)
     sheet.add(crops)
     path = Path(out)
-    write_atomically(path, png(sheet.picture(layer, f"{loaded.name}, {len(images)} images of {images.name}, {method}")))
+    _write_file(path, png(sheet.picture(layer, f"{loaded.name}, {len(images)} images of {images.name}, {method}")))
     return path
+
+
+def _write_file(path: Path, contents: bytes) -> None:
+    """Write a file; that it cannot be written is said in one line."""
+    with writing(path.parent):
+        write_atomically(path, contents)
 
 
 def _page(path: Path, template: str, **values: Any) -> None:
     html = _environment().get_template(template).render(**values, **_constants())
-    write_atomically(path, html.encode("utf-8", "replace"))
+    _write_file(path, html.encode("utf-8", "replace"))
 
 
 @lru_cache(maxsize=1)

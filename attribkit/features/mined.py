@@ -81,12 +81,15 @@ class Mined:
         Images that could not be used: index and reason.
     config : dict
         What was mined, and how.
+    unshown : tuple of (int, str)
+        Images among the strongest that could not be projected, having gone since they were mined: index and reason.
     """
 
     layers: dict[str, MinedLayer]
     ids: tuple[str, ...]
     skipped: tuple[tuple[int, str], ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
+    unshown: tuple[tuple[int, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data."""

@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,11 @@ def mine(
 
     Images go through the model in chunks of ``compute_batch`` that lie fixed on the data set (0 to 15, 16 to 31, …;
     the last is filled up with zeros), because a sum's last bit can depend on the shape of a batch. So neither
-    ``batch_size`` nor the number of processes nor an interruption changes anything in the result.
+    ``batch_size`` nor the number of processes nor an interruption changes anything in the result. A chunk that there
+    is no memory for is computed in halves, which may change a last bit.
+
+    Whatever goes wrong with an image costs it alone: it cannot be read, preprocessing or the model raises on it, it
+    kills the process that loads it, there is no memory for it, or an activation is NaN or infinite.
 
     Where ``torch.distributed`` is initialised, its processes share the chunks; every one gets the whole result.
 
@@ -98,14 +102,16 @@ def mine(
     Returns
     -------
     Mined
-        An image that cannot be read, or that gives activations that are not numbers, is left out and listed.
+        An image that something went wrong with is left out and listed with the reason.
 
     Raises
     ------
     InputError
         A layer or channel is not there, a number is out of range, or the state is of another configuration.
     ModelError
-        Not one image could be used.
+        Not one image could be used, or the GPU is unusable after an error.
+    StoreError
+        The state cannot be written; what was written before is kept.
     """
     network, preprocess = _model_and_preprocess(model, preprocess)
     images = source if isinstance(source, ImageSource) else open_images(source)
@@ -142,8 +148,8 @@ def mine(
     todo = (~begun.done).nonzero()[:, 0].tolist()[team.rank :: team.count]
     own = begun if team.leads else Progress(torch.zeros_like(begun.done))
     # the first process counts what is left to it
-    with bars.shown(progress and team.leads, "mining"):
-        loaded = _chunks(images, todo, compute_batch, preprocess, batch_size, workers)
+    loaded = _chunks(images, todo, compute_batch, preprocess, batch_size, workers)
+    with bars.shown(progress and team.leads, "mining"), contextlib.closing(loaded):
         file = folder / f"state-{team.rank}.safetensors" if folder is not None else None
         _mine_chunks(miner, loaded, len(todo), own, file, config)
     whole = Progress(torch.zeros_like(begun.done))
@@ -191,7 +197,7 @@ def _mine_chunks(
 
 def _chunks(
     source: ImageSource, todo: list[int], size: int, preprocess: Any, batch_size: int, workers: int
-) -> Iterator[tuple[int, list[Tensor | str]]]:
+) -> Generator[tuple[int, list[Tensor | str]]]:
     """Load the images of each chunk; in place of one that cannot be had there is the reason."""
     portions = _portions(source, todo, size, batch_size)
     waiting: list[Tensor | str] = []

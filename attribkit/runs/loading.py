@@ -211,6 +211,8 @@ def _by_workers(images: _Images, batches: Iterator[Batch], workers: int, pinned:
                 if "DataLoader worker" in str(error):
                     raise _WorkerDied from error
                 raise
+            except (EOFError, OSError) as error:  # it ended before what it had sent was fetched from it
+                raise _WorkerDied from error
             yield loaded.opened() if isinstance(loaded, _Parcel) else loaded
     finally:
         iterator._shutdown_workers()

@@ -23,7 +23,8 @@ def folder(picture, tmp_path, one_thread):
 
 def test_everything_that_is_promised(run, folder):
     result = run("features", *FIVE, "--data", folder, "--layer", "1", "--layer", "2", "--top", "4", "--out", "out")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output  # one image is damaged
+    assert "attribkit: error: bad.png: is not an image" in result.stderr
     assert result.stdout == f"8 feature maps over 5 images, 1 left out: {Path('out') / 'index.html'}\n"
     names = {path.name for path in Path("out").iterdir()}
     assert names >= {"index.html", "1.html", "2.html", "1.png", "2.png", "features.json", "state"}
@@ -55,19 +56,19 @@ def test_everything_that_is_promised(run, folder):
 
 def test_again_it_goes_on_and_another_run_is_refused(run, folder):
     arguments = ("features", *FIVE, "--data", folder, "--layer", "1", "--out", "out")
-    assert run(*arguments).exit_code == 0
+    assert run(*arguments).exit_code == 1  # the damaged image
     before = {p.name: p.read_bytes() for p in Path("out").iterdir() if p.is_file()}
-    assert run(*arguments).exit_code == 0
+    assert run(*arguments).exit_code == 1
     assert before == {p.name: p.read_bytes() for p in Path("out").iterdir() if p.is_file()}
     assert "top was 9 and is 3" in error_of(run(*arguments, "--top", "3"))
     assert "channels was 'all' and is [1]" in error_of(run(*arguments, "--channels", "1"))
-    assert run(*arguments, "--method", "gradient").exit_code == 0  # what was mined serves every method
+    assert run(*arguments, "--method", "gradient").exit_code == 1  # what was mined serves every method
     assert json.loads(Path("out/features.json").read_text())["method"] == "gradient"
 
 
 def test_channels(run, folder):
     assert (
-        run("features", *FIVE, "--data", folder, "--layer", "1", "--channels", "3,0-1,1", "--out", "o").exit_code == 0
+        run("features", *FIVE, "--data", folder, "--layer", "1", "--channels", "3,0-1,1", "--out", "o").exit_code == 1
     )
     assert list(json.loads(Path("o/features.json").read_text())["layers"]["1"]["features"]) == ["3", "0", "1"]
     for wrong in ("x", "3-1", "", "1,,2", "-1"):
