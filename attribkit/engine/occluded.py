@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from attribkit import progress
-from attribkit.engine.incremental import CACHE, TORCHS_OWN, Image, Incremental, NotReplayable
+from attribkit.engine.incremental import CACHE, TORCHS_OWN, Differs, Image, Incremental, NotReplayable
 from attribkit.engine.incremental.spans import Spans
 from attribkit.engine.outputs import class_scores
 from attribkit.engine.units import select
@@ -145,21 +145,22 @@ class Occluded:
 
     def _try(self, action: Callable[[], T]) -> T | None:
         """Return what incremental inference gives; None where the model does not allow it, and no more of it then."""
+        wrong = False
         try:
             return action()
         except NotReplayable as reason:
-            why = str(reason)
+            why, wrong = str(reason), isinstance(reason, Differs)
         except Exception as error:
             if type(error) not in TORCHS_OWN or hasattr(error, "attribkit_origin"):
                 raise
             # a replay that torch refuses; if the model itself is at fault, running it in full shows it
             why = f"{type(error).__name__}: {error}".splitlines()[0]
         self.incremental, self._recorded, self._images = False, None, {}
-        if "differ" not in why:
+        if not wrong:
             _HOPELESS.setdefault(self.observer.model, {})[self._case()] = why
         message = f"occlusion runs the model in full: {why}"
         log.info(message)
-        if self.engine == "incremental" or "differ" in why:
+        if self.engine == "incremental" or wrong:
             warnings.warn(message, IncrementalWarning, stacklevel=6)
         return None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from attribkit.engine.incremental.blocks import bytes_per_position, cut
-from attribkit.engine.incremental.errors import NotReplayable
+from attribkit.engine.incremental.errors import Differs, NotReplayable
 from attribkit.engine.incremental.graph import ROWS, compare
 from attribkit.engine.incremental.patches import Clean
 from attribkit.engine.incremental.plan import Plan
@@ -204,6 +204,6 @@ class Incremental:
                 ours = leaves[compared][numbers[place]]
                 error = (ours - theirs).abs().amax()
                 if not bool(error <= TOLERANCE.get(theirs.dtype, 0.0) * scale) and not torch.equal(ours, theirs):
-                    raise NotReplayable(
+                    raise Differs(
                         f"results differ from the model's own by {float(error):.2g} (the largest is {float(scale):.2g})"
                     )

@@ -11,3 +11,7 @@ class NotReplayable(Exception):
 
     Never an error of the caller's: whoever catches it runs the model itself instead.
     """
+
+
+class Differs(NotReplayable):
+    """What was replayed is not what the model itself returns."""
