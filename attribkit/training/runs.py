@@ -62,20 +62,27 @@ def load_run(path: str | os.PathLike[str], weights: str | os.PathLike[str] | Non
         about = read_header(file)
         known = {field.name for field in dataclasses.fields(Recipe)}
         recipe = Recipe(**{key: value for key, value in about["recipe"].items() if key in known})
-        labels, config = list(about["labels"]), dict(about["data_config"])
+        labels, config = [str(label) for label in about["labels"]], dict(about["data_config"])
         drawn = dataclasses.replace(recipe, init="model", weights=None)
         _check_options(recipe)
         with _Bounded(file):
             network = build_network(drawn, len(labels), int(config["input_size"][0]))
     except KeptError as error:
         raise CheckpointError(f"{file}: holds no weights of a finished run: {error}") from error
-    except AttribkitError:
-        raise
+    except AttribkitError as error:
+        if len(str(error)) <= 1000:
+            raise
+        raise CheckpointError(f"{file}: {one_line(error, 1000)}") from error  # it quotes an option that is very long
     except (OSError, *DAMAGE) as error:
         raise CheckpointError(f"{file}: holds no weights of a finished run: {one_line(error)}") from error
     source = os.fspath(weights) if weights is not None else os.fspath(file)
     load_weights(network, read_checkpoint(source), checkpoint=source, name=f"the run {folder}")
-    loaded = described(f"run/{folder}", network, Path(source).name, labels, config, "the run")
+    try:
+        loaded = described(f"run/{folder}", network, Path(source).name, labels, config, "the run")
+    except AttribkitError:
+        raise
+    except (RuntimeError, *DAMAGE) as error:
+        raise CheckpointError(f"{file}: its preprocessing is none: {one_line(error)}") from error
     mean = file.parent / "mean.safetensors"
     if recipe.mean == "pixel":
         _subtract_image(loaded, read_checkpoint(mean)["mean"], recipe)

@@ -7,8 +7,6 @@ each for so many seconds. The targets are in ``fuzz_targets.py``; ``fuzz_mutate.
 A fault is an exception that is none of attribkit's own, a message of several lines, a crash, an input that takes longer
 than `TIME` seconds, and memory that grows by more than `MEMORY` bytes. Its input is kept in ``corpus/TARGET``, where
 ``test_readers.py`` tries it from then on. The exit code is 1 where there was one.
-
-With ``--atheris`` one target is fuzzed by Atheris (``pip install atheris``) instead, led by the branches it takes.
 """
 
 from __future__ import annotations
@@ -121,22 +119,6 @@ def _kept(name: str, data: bytes, log: str, save: bool) -> str:
     return f"{path.name}: {end[:300]}\n    " + "\n    ".join(lines[-14:-1])
 
 
-def _with_atheris(name: str, seconds: float) -> None:
-    """Let Atheris fuzz one target; it never returns."""
-    import atheris
-
-    atheris.instrument_all()
-
-    def one(data: bytes) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            attempt(name, data, Path(folder))
-
-    flags = [f"-max_total_time={int(seconds)}", "-max_len=65536", f"-timeout={TIME}", "-rss_limit_mb=6000"]
-    with tempfile.TemporaryDirectory() as found:
-        atheris.Setup([sys.argv[0], *flags, found, str(CORPUS / name)], one)
-        atheris.Fuzz()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Fuzz as the command line says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -145,13 +127,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="[default: another each time]")
     parser.add_argument("--no-save", action="store_true", help="do not keep what leads to a fault")
     parser.add_argument("--json", action="store_true", help="say what was found as JSON, a line a target")
-    parser.add_argument("--atheris", action="store_true", help="fuzz one target by Atheris")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.targets if name not in TARGETS]
     if unknown:
         parser.error(f"no target is called {unknown[0]!r}: {', '.join(TARGETS)}")
-    if options.atheris:
-        _with_atheris(options.targets[0], options.seconds)
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(6), "big")
     faults = 0
     for name in options.targets or TARGETS:
