@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +100,15 @@ def growth(series: dict[str, Row]) -> str:
     import matplotlib.pyplot as plt
 
     kinds = list(dict.fromkeys(name.rpartition(", ")[2] for name in series))
-    figure, axes = plt.subplots(1, len(kinds), figsize=(3.3 * len(kinds), 3.0), layout="constrained")
-    for axis, kind in zip(axes, kinds, strict=True):
+    figure, axes = plt.subplots(1, len(kinds), figsize=(3.3 * len(kinds), 3.0), layout="constrained", squeeze=False)
+    for axis, kind in zip(axes[0], kinds, strict=True):
         for name, row in series.items():
             if name.rpartition(", ")[2] == kind:
                 axis.loglog(row["sizes"], row["seconds"], "o-", markersize=4, label=name.rpartition(", ")[0])
         axis.set_xlabel(kind)
         axis.grid(visible=True, which="both", linewidth=0.3)
         axis.legend(fontsize=8)
-    axes[0].set_ylabel("seconds")
+    axes[0, 0].set_ylabel("seconds")
     figure.savefig(DOCS / PICTURE, dpi=110)
     plt.close(figure)
     return table(
@@ -190,11 +191,15 @@ def starts(cases: dict[str, Row]) -> str:
     return table(["", "CPU seconds"], [[case, f"{row['cpu_seconds']['median']:.2f}"] for case, row in cases.items()])
 
 
+def section(text: str, name: str, make: Callable[[Row], str]) -> str:
+    """Return a section of the page, empty where its benchmark has not been run."""
+    return f"\n{text}\n\n{make(read(name))}" if (BENCH / f"{name}.json").exists() else ""
+
+
 def page() -> str:
     """Return the page."""
     occluded, named = read("occlusion"), read("occlusion-families")["rows"]
-    one = read("projection")
-    machine = one["machine"]
+    machine = read("startup")["machine"]
     return f"""# Benchmarks
 
 Written by `python docs/make_benchmarks.py` from what `make bench` measured. Every comparison runs both sides in
@@ -213,39 +218,47 @@ activations, and batches that stay in the caches.
 {occlusion(occluded["rows"])}
 {families(named)}
 ([how it is computed](occlusion.md))
+""" + "".join(
+        [
+            section(PROJECTIONS, "projection", lambda found: projections(found["cases"])),
+            section(GRADIENTS, "gradients", lambda found: gradients(found["rows"])),
+            section(PEERS, "peers", lambda found: peers(found["cases"])),
+            section(RUNS, "runs", lambda found: runs(found["cases"])),
+            section(GROWTH, "growth", lambda found: growth(found["series"])),
+            section(STARTS, "startup", lambda found: starts(found["cases"])),
+        ]
+    )
 
-## Projections of many units
 
-`pytest -s -o python_files='bench_*.py' tests/benchmarks/bench_projection.py`: `attribkit.project` of 64 units
-against Captum's `NeuronDeconvolution`, one call a unit.
+PYTEST = "pytest -s -o python_files='bench_*.py' tests/benchmarks"
 
-{projections(one["cases"])}
-## Gradient, guided backprop, deconvnet
+PROJECTIONS = f"""## Projections of many units
 
-`pytest -s -o python_files='bench_*.py' tests/benchmarks/bench_gradients.py`: against Captum, 8 images at once.
+`{PYTEST}/bench_projection.py`: `attribkit.project` of 64 units against Captum's `NeuronDeconvolution`, one call a
+unit."""
 
-{gradients(read("gradients")["rows"])}
-`… tests/benchmarks/bench_peers.py`: all of them, and bare torch, 4 images at once; above 1, attribkit is faster.
+GRADIENTS = f"""## Gradient, guided backprop, deconvnet
 
-{peers(read("peers")["cases"])}
-## Runs over a data set
+`{PYTEST}/bench_gradients.py`: against Captum, 8 images at once."""
 
-`python tests/benchmarks/bench_runs.py` ([data sets](data-sets.md)).
+PEERS = f"""### Side by side
 
-{runs(read("runs")["cases"])}
-## How cost grows
+`{PYTEST}/bench_peers.py`: all of them, and bare torch, 4 images at once; above 1, attribkit is faster."""
 
-`… tests/benchmarks/bench_growth.py`, on ResNet18. The exponent is the slope of log seconds against log size: 1 is
-linear, below 1 part of the work is shared.
+RUNS = """## Runs over a data set
 
-![Seconds against pixels, windows, units and images at once, both axes logarithmic]({PICTURE})
+`python tests/benchmarks/bench_runs.py` ([data sets](data-sets.md))."""
 
-{growth(read("growth")["series"])}
-## Starting
+GROWTH = f"""## How cost grows
 
-`… tests/benchmarks/bench_startup.py`, a process each.
+`{PYTEST}/bench_growth.py`, on ResNet18. The exponent is the slope of log seconds against log size: 1 is linear, below 1
+part of the work is shared.
 
-{starts(read("startup")["cases"])}"""
+![Seconds against pixels, windows, units and images at once, both axes logarithmic]({PICTURE})"""
+
+STARTS = f"""## Starting
+
+`{PYTEST}/bench_startup.py`, a process each."""
 
 
 def main() -> None:

@@ -120,7 +120,12 @@ def test_figure(loaded, tmp_path):
 
 
 def test_crops_come_back_from_their_file_only_under_their_label(tmp_path):
-    crops = Crops((3,), torch.rand(1, 9, 1, 5, 5), torch.zeros(1, 9, 1, 5, 5, dtype=torch.uint8), torch.zeros(1, 9, 4))
+    crops = Crops(
+        (3,),
+        torch.rand(1, 9, 1, 5, 5),
+        torch.zeros(1, 9, 1, 5, 5, dtype=torch.uint8),
+        torch.zeros(1, 9, 4, dtype=torch.int32),
+    )
     path = tmp_path / "crops.safetensors"
     crops.save(path, "this run")
     again = Crops.load(path, "this run")
