@@ -31,7 +31,7 @@ def mnist(tmp_path):
         dot = "-" if stem == "train" else "."
         (tmp_path / f"{stem}-images{dot}idx3-ubyte").write_bytes(idx(digits(count)))
         labels = (np.arange(count) % 3).astype(np.uint8)
-        (tmp_path / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+        (tmp_path / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels), mtime=0))
     return tmp_path
 
 
@@ -82,10 +82,10 @@ def test_idx_without_labels(mnist):
         (idx(digits(2))[:-1], "its header says 40 bytes of data, there are 39"),
         (idx(digits(2)) + b"x", "its header says 40 bytes of data, there are more"),
         (b"\0\0\x08\x03" + b"\xff" * 12, "are refused"),
-        (gzip.compress(idx(digits(2))[:-1]), "its header says 40 bytes of data, there are 39"),
-        (gzip.compress(idx(digits(900)))[:-12], "is damaged or truncated"),
+        (gzip.compress(idx(digits(2))[:-1], mtime=0), "its header says 40 bytes of data, there are 39"),
+        (gzip.compress(idx(digits(900)), mtime=0)[:-12], "is damaged or truncated"),
         (
-            gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 2**20, 8, 8)),
+            gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 2**20, 8, 8), mtime=0),
             "truncated: its header says 67,108,864 bytes",
         ),
         (b"\x1f\x8bnonsense", "is damaged or truncated"),
@@ -104,7 +104,7 @@ def test_damaged_idx_files_are_named(content, message, mnist):
 
 
 def test_idx_labels_must_be_as_many_as_images(mnist):
-    (mnist / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(6, np.uint8))))
+    (mnist / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(6, np.uint8)), mtime=0))
     with pytest.raises(ImageError, match=r"train-labels-idx1-ubyte\.gz: holds 6 labels for 7 images"):
         open_images(mnist, "train")
     (mnist / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((0, 5, 4), np.uint8)))
