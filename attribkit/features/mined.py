@@ -190,7 +190,8 @@ def _layer_from(name: str, layout: Any, channels: Any, grid: Any, tensors: dict[
     """Return a layer that a file held; ValueError where its parts do not fit each other."""
     rows, columns, prefix, count = grid
     wanted = (rows, columns) if rows is not None or columns is not None else ()
-    if not all(type(n) is int and n >= 0 for n in (*wanted, prefix, count, *channels)) or not isinstance(layout, str):
+    numbers = (*wanted, prefix, count, *channels)
+    if not all(type(n) is int and n >= 0 for n in numbers) or 0 in wanted or not isinstance(layout, str):
         raise ValueError(f"the places of layer {name!r:.80} are no numbers")
     values, images, positions = (tensors[f"{name}.{part}"] for part in ("values", "images", "positions"))
     fits = values.ndim == 2 and values.shape == images.shape == positions.shape and len(values) == len(channels)
