@@ -105,10 +105,13 @@ def _up(model: nn.Module, x: Tensor, table: Table, layer: str | None, kwargs: di
         walk = Walk(model, table, vocabulary(), layers=[layer], stop=layer is not None, lean=lean)
         try:
             # not the leaf itself: a model may begin with an in-place operation
-            return walk, walk.run(x.clone(), **kwargs)
+            output = walk.run(x.clone(), **kwargs)
         except (GraphWanted, Exception):
             if walk.lean is None or not walk.lean.wanted:
                 raise
+        else:
+            if walk.lean is None or not walk.lean.wanted:  # or the model has caught it
+                return walk, output
     raise AssertionError("a walk that is not lean wants nothing more")
 
 

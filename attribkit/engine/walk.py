@@ -21,7 +21,7 @@ from attribkit.engine.hooks import hooked
 from attribkit.engine.intercept import Interceptor, calls_a_rectifier
 from attribkit.engine.inverse import InverseLayer
 from attribkit.engine.layout import Layouts
-from attribkit.engine.lean import GraphWanted, Lean
+from attribkit.engine.lean import Lean
 from attribkit.engine.ops import ModuleKind, Operation, Vocabulary, has_forward_of, is_op_module
 from attribkit.engine.sites import Names, Site, unknown_layer
 from attribkit.engine.splice import FunctionCall, Splice, Splicer, first_tensor, module_params
@@ -133,8 +133,8 @@ class Walk:
         self._names = Names(set(self.paths.values()))
         self._stack: list[_Frame] = []
         self._thread = threading.get_ident()
-        self.splicer = Splicer()
         self.lean = Lean((Interceptor, WriteGuard)) if lean else None
+        self.splicer = Splicer(self.lean)
         self._probed: dict[nn.Module, bool] = {}
         self._hidden: dict[str, str] = {}
         self._interceptor: Interceptor | None = None
@@ -148,7 +148,8 @@ class Walk:
         Exception
             Whatever the model raises, marked with ``attribkit_origin = "model forward"``.
         GraphWanted
-            Only with ``lean``: the model needs autograd's own graph, see `invert`.
+            Only with ``lean``: the model needs autograd's own graph. A model that catches this goes on, with a result
+            that is worth nothing: ``lean.wanted`` tells.
         """
         grad = torch.is_grad_enabled()
         first = first_tensor(args)
@@ -159,12 +160,9 @@ class Walk:
             if isinstance(tensor, Tensor) and tensor.ndim >= 2:
                 self.layouts.set(tensor, 1)
         interceptor = self._interceptor = Interceptor(self)
-        self.splicer.lean = self.lean
         try:
             with hooked(self.paths, self._enter, self._leave), interceptor:
                 output = self.model(*args, **kwargs)
-                if self.lean is not None and self.lean.wanted:
-                    raise GraphWanted  # the model caught the first one
                 self.complete = True
                 return output
         except StopForward:

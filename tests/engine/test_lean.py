@@ -368,6 +368,18 @@ def test_a_model_that_differentiates_gets_its_graph(by, backward, swallow):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_unit_of_a_model_that_goes_on_without_its_graph():
+    """The walk ends at the unit's layer, after the model has caught what should have ended it."""
+    torch.manual_seed(0)
+    model, x = LooksInside("input", backward=False, swallow=True).eval(), torch.randn(2, 3, 8, 8)
+    mine, unit = x.clone().requires_grad_(), ak.Unit("head", 1)
+    scores = copy.deepcopy(model)(mine)[:, 1]
+    (expected,) = torch.autograd.grad(scores.sum(), mine)
+    found = ak.attribute(model, x, "gradient", unit)
+    assert torch.equal(found.scores, scores)
+    assert torch.equal(found.values, expected)
+
+
 def test_second_derivatives_of_a_lean_graph_are_right():
     """Nobody asks for them of ours, but what is in a graph must not be wrong."""
     model, x = network().double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
