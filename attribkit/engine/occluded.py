@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
@@ -44,7 +45,8 @@ Places = Sequence[tuple[int, int]]
 Returned = tuple[Any, dict[str, Tensor]]  # the model's output, and the layers' by name
 
 #: Why incremental inference was no use, by model and by images and windows: a recording costs a few forward passes. A
-#: model that is changed afterwards still runs in full, which costs time only.
+#: model that is changed afterwards still runs in full, which costs time only. Nothing is noted of calls with
+#: forward_kwargs: with others the model may do something else.
 _HOPELESS: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()
 
 log = logging.getLogger("attribkit.builtin.occlusion")
@@ -156,12 +158,12 @@ class Occluded:
             # a replay that torch refuses; if the model itself is at fault, running it in full shows it
             why = f"{type(error).__name__}: {error}".splitlines()[0]
         self.incremental, self._recorded, self._images = False, None, {}
-        if not wrong:
+        if not wrong and not self.observer.forward_kwargs:
             _HOPELESS.setdefault(self.observer.model, {})[self._case()] = why
         message = f"occlusion runs the model in full: {why}"
         log.info(message)
         if self.engine == "incremental" or wrong:
-            warnings.warn(message, IncrementalWarning, stacklevel=6)
+            warnings.warn(message, IncrementalWarning, stacklevel=_outside())
         return None
 
     def _incremental(self, places: Sequence[Places]) -> dict[str, Tensor]:
@@ -180,9 +182,10 @@ class Occluded:
         if self._recorded is not None:
             return self._recorded
         inputs, observer = self.inputs, self.observer
-        known = _HOPELESS.get(observer.model, {}).get(self._case())
-        if known is not None and self.engine == "auto":
-            raise NotReplayable(known)
+        if self.engine == "auto" and not observer.forward_kwargs:
+            known = _HOPELESS.get(observer.model, {}).get(self._case())
+            if known is not None:
+                raise NotReplayable(known)
         if any(isinstance(v, Tensor) and v.ndim and len(v) == len(inputs) for v in observer.forward_kwargs.values()):
             raise NotReplayable("forward_kwargs differ from sample to sample")
         if self.shape[0] * self.shape[1] < FEWEST:
@@ -201,7 +204,7 @@ class Occluded:
     def _case(self) -> Any:
         """Return what the worth of incremental inference depends on beside the model."""
         layers = (self.observer.target.layer, self.observer.unit_layer)
-        return (tuple(self.inputs.shape[1:]), self.inputs.dtype, str(self.grid), layers)
+        return (tuple(self.inputs.shape[1:]), self.inputs.dtype, self.inputs.device, str(self.grid), layers)
 
     def _ready(self, recorded: Incremental, sample: int) -> Image:
         if sample == 0:
@@ -308,6 +311,14 @@ class _Largest(TorchFunctionMode):
                 with torch._C.DisableTorchFunction():
                     self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
         return output
+
+
+def _outside() -> int:
+    """Return the stack level of whoever called attribkit, counted from our caller: more calls lie between at times."""
+    package, level, frame = __name__.partition(".")[0], 0, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -387,3 +387,37 @@ def test_what_was_no_use_is_not_tried_again_unasked(monkeypatch):
     assert len(recorded) == 2
     with pytest.warns(IncrementalWarning, match="random"):
         ak.attribute(model, x, "occlusion", target=0, window=8, engine="incremental")
+
+
+def test_reasons_that_lie_in_forward_kwargs_are_not_remembered():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 32 * 32, 3)
+
+        def forward(self, x, scale=None):
+            scores = self.fc(F.relu(self.conv(x)).flatten(1))
+            return scores if scale is None else scores * scale[:, None]
+
+    model, x = Scaled().eval(), torch.randn(2, 3, 32, 32)
+    scaled = ak.attribute(model, x, "occlusion", 0, window=8, forward_kwargs={"scale": torch.ones(2)})
+    assert not scaled.extras["incremental"].any()
+    assert ak.attribute(model, x, "occlusion", 0, window=8).extras["incremental"].all()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("approximate", [None, 0.3])
+def test_the_warning_points_at_whoever_called(count, approximate):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten(), nn.Linear(4 * 30 * 30, 3)).eval()
+    model[1].forward = lambda x: F.dropout(x, training=True)
+    with pytest.warns(IncrementalWarning, match="random") as caught:
+        ak.attribute(
+            model,
+            torch.randn(count, 3, 32, 32),
+            "occlusion",
+            0,
+            window=8,
+            engine="incremental",
+            approximate=approximate,
+        )
+    assert [warning.filename for warning in caught] == [__file__]
