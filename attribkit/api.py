@@ -298,7 +298,7 @@ def inspect(model: nn.Module, inputs: Tensor, method: MethodLike | None = None) 
     return Inspection(
         type(model).__name__,
         walk.sites,
-        coverage.summarise(name or "", walk.sites, applies=bool(table)),
+        coverage.summarise(name or "", walk.sites, applies=table.any_rewrites()),
         walk.shapes,
         useful_layers(model, walk.sites, walk.shapes),
         name,
@@ -368,13 +368,13 @@ def _is_table(method: Method) -> TypeGuard[InverseMethod]:
 
 
 def _coverage(method: Method, log: coverage.Log) -> coverage.Coverage:
-    applies = bool(method.table()) if isinstance(method, InverseMethod) else log.rewritten > 0
+    applies = method.table().any_rewrites() if isinstance(method, InverseMethod) else log.rewritten > 0
     return coverage.summarise(method.name, log.sites or [], applies=applies, complete=log.complete)
 
 
 def _warn_if_plain(method: Method, log: coverage.Log, *, strict: bool) -> None:
     """Say that a method with a table met nothing to rewrite: its result is the plain gradient."""
-    if not isinstance(method, InverseMethod) or not method.table():
+    if not isinstance(method, InverseMethod) or not method.table().any_rewrites():
         return
     if log.applies and log.complete and log.rewritten == 0:
         message = f"{method.name} met none of the operations it rewrites: the result equals the plain gradient"

@@ -179,6 +179,76 @@ def test_the_sentence_where_only_some_are_rewritten():
     )
 
 
+class Watch(ak.InverseLayer):
+    """Notes what comes by."""
+
+    observer = True
+
+    def __init__(self):
+        self.seen = []
+
+    def carry(self, signal, site):
+        self.seen.append(site.name)
+        return site.plain(signal)
+
+
+def test_a_site_that_is_only_observed_is_not_rewritten(everything):
+    watch = Watch()
+
+    class Guided(ak.InverseMethod):
+        name = "guided"
+        summary = "Guided backprop that watches the pools"
+        inverse_layers = {"rectifier": GatedRectify(), "max_pool": watch, "flatten": watch}
+
+    found = ak.attribute(everything, X, Guided, target=0)
+    assert watch.seen == ["flat", "flatten", "pool"]
+    assert torch.equal(found.values, ak.attribute(everything, X, "guided_backprop", target=0).values)
+    inspection = ak.inspect(everything, X, Guided)
+    assert found.coverage == inspection.coverage
+    assert found.coverage.rewritten == found.coverage.kinds["rectifier"][0] == 3
+    assert found.coverage.kinds["max_pool"] == (0, 1)
+    assert dict(found.coverage.left)["pool"] == "guided only observes it"
+    assert "pool" not in found.coverage.sentence
+    lines = {line.split()[0]: line for line in str(inspection).splitlines() if line.split()}
+    assert lines["pool"].endswith("Watch")
+    assert lines["flat"].endswith("Watch")
+    assert not inspection["pool"].rewritten
+
+
+@pytest.mark.filterwarnings("error::attribkit.CoverageWarning")
+@pytest.mark.parametrize("target", [0, ak.Unit("conv1", 1)])
+def test_a_method_that_only_observes_rewrites_nothing_and_is_not_blamed_for_it(everything, target):
+    class Watching(ak.InverseMethod):
+        name = "watching"
+        summary = "The gradient, its rectifiers watched"
+        inverse_layers = {"rectifier": Watch()}
+
+    found = ak.attribute(everything, X, Watching, target, strict=True)
+    torch.testing.assert_close(found.values, ak.attribute(everything, X, "gradient", target).values)
+    assert not found.coverage.applies
+    assert found.coverage.sentence == "watching rewrites no operation."
+
+
+@pytest.mark.parametrize("watches_first", [True, False])
+@pytest.mark.parametrize("target", [0, ak.Unit("lrn", 1)])
+def test_of_several_walks_the_one_that_rewrites_is_reported(everything, target, watches_first):
+    class Watching(ak.InverseMethod):
+        inverse_layers = {"max_pool": Watch()}
+
+    class Both(ak.Method):
+        name = "both"
+        summary = "Guided backprop, with a walk that watches before or after it"
+
+        def attribute(self, model, inputs, target):
+            walks = [Watching(), ak.methods()["guided_backprop"].load()()]
+            maps = [walk.attribute(model, inputs, target) for walk in walks[:: 1 if watches_first else -1]]
+            return maps[1 if watches_first else 0]
+
+    assert ak.attribute(everything, X, Both, target).coverage.kinds == (
+        ak.attribute(everything, X, "guided_backprop", target).coverage.kinds
+    )
+
+
 def test_the_table_and_the_plain_data(everything):
     inspection = ak.inspect(everything, X, method="deconvnet")
     text = str(inspection)

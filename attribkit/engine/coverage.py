@@ -21,7 +21,7 @@ class Coverage:
     method : str
         The method's name.
     rewritten : int
-        Sites with an inverse layer.
+        Sites with an inverse layer, observers not counted.
     plain : int
         Non-linear sites left to plain backprop, gates not counted.
     gates : int
@@ -116,7 +116,7 @@ def summarise(method: str, sites: Sequence[Site], *, applies: bool, complete: bo
         kinds[site.kind] = (done + site.rewritten, total + 1)
         if applies and not site.rewritten and (why := reason(site, method)):
             left.append((site.name, why))
-    attached = [site.inverse_layer for site in sites if site.inverse_layer is not None]
+    attached = [layer for site in sites if (layer := site.inverse_layer) is not None and not layer.observer]
     gates = kinds.get("gate", (0, 0))
     plain = sum(total - done for kind, (done, total) in kinds.items() if kind in NONLINEAR and kind != "gate")
     return Coverage(
@@ -140,6 +140,8 @@ def reason(site: Site, method: str) -> str:
         return "a gate is never rectified"
     if site.kind == "nonlinear":
         return "written inline, not one of the rectifiers"
+    if site.kind in NONLINEAR and site.inverse_layer is not None:
+        return f"{method} only observes it"
     if site.kind in NONLINEAR:
         return f"{method} has no inverse layer for {site.kind.replace('_', ' ')}"
     return ""
@@ -147,7 +149,10 @@ def reason(site: Site, method: str) -> str:
 
 @dataclass
 class Log:
-    """What the walks of one call did; a method that makes several reports the first."""
+    """What the walks of one call did; a method that makes several reports the first.
+
+    One that rewrote something goes before those that did not, then one that ran to its end before those that did not.
+    """
 
     sites: list[Site] | None = None
     complete: bool = False
@@ -157,7 +162,7 @@ class Log:
     def add(self, sites: list[Site], rewritten: int, *, complete: bool) -> None:
         """Note one walk with a table."""
         self.applies = True
-        if self.sites is None or (complete and not self.complete):
+        if self.sites is None or (rewritten > 0, complete) > (self.rewritten > 0, self.complete):
             self.sites, self.complete = sites, complete
         self.rewritten = max(self.rewritten, rewritten)
 

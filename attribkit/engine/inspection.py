@@ -69,7 +69,7 @@ class Inspection:
         everything
             Whether to list also the sites that only move values (flatten, concatenation, …).
         """
-        shown = [s for s in self.sites if everything or s.rewritten or s.kind not in _QUIET]
+        shown = [s for s in self.sites if everything or s.inverse_layer is not None or s.kind not in _QUIET]
         header = ["site", "kind", "operation", "output"]
         rows = [[s.name, s.kind, s.op, _shape(s)] for s in shown]
         if self.method is not None:

@@ -39,12 +39,16 @@ class InverseLayer:
     ordinary : bool
         True for a layer that computes the ordinary derivative by another route (unpooling through switches): on its
         own it does not make a map differ from the plain gradient.
+    observer : bool
+        True for a layer that only watches: it hands on ``site.plain(signal)``, or nothing at all where what lies below
+        is of no interest. Its site does not count as rewritten.
     """
 
     needs: ClassVar[frozenset[str] | set[str]] = frozenset()
     batched: ClassVar[bool] = True
     signal_only: ClassVar[bool] = False
     ordinary: ClassVar[bool] = False
+    observer: ClassVar[bool] = False
 
     def carry(self, signal: Tensor, site: SiteCall) -> Signal:
         """Return ``signal``, given at the site's output, at the site's input.

@@ -52,8 +52,8 @@ class Site:
 
     @property
     def rewritten(self) -> bool:
-        """Whether the method's table attaches an inverse layer here."""
-        return self.inverse_layer is not None
+        """Whether the method's table attaches an inverse layer here that does more than to observe."""
+        return self.inverse_layer is not None and not self.inverse_layer.observer
 
 
 @dataclass

@@ -73,8 +73,12 @@ class Table:
         return all(layer.batched for layer in self.layers())
 
     def all_ordinary(self) -> bool:
-        """Tell whether every layer of the table computes the ordinary derivative."""
-        return all(layer.ordinary for layer in self.layers())
+        """Tell whether every layer of the table computes the ordinary derivative; observers change nothing of that."""
+        return all(layer.ordinary or layer.observer for layer in self.layers())
+
+    def any_rewrites(self) -> bool:
+        """Tell whether any layer of the table does more than to observe."""
+        return not all(layer.observer for layer in self.layers())
 
     def by_name(self, name: str) -> InverseLayer | None:
         """Return the layer of the first pattern that matches the whole of ``name``."""

@@ -182,7 +182,7 @@ class Walk:
     @property
     def rewritten(self) -> int:
         """How many sites so far carry the signal otherwise than by their ordinary derivative."""
-        attached = [site.inverse_layer for site in self.sites if site.inverse_layer is not None]
+        attached = [layer for site in self.sites if (layer := site.inverse_layer) is not None and not layer.observer]
         if self.table.all_ordinary():
             return len(attached)
         return sum(not layer.ordinary for layer in attached)
@@ -380,7 +380,7 @@ class Walk:
         self.captured[name] = Capture(value.clone(), name, self.layouts.of(value, name), self._image)
         if not self.stop or len(self.captured) < len(self.layers):
             return
-        if not self.table or self.rewritten:
+        if self.rewritten or not self.table.any_rewrites():
             raise StopForward
         # what comes now is watched only, for what the table says of it
         self._live = False

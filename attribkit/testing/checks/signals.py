@@ -37,7 +37,7 @@ def leaves_plain(method: Method, claimed: frozenset[str]) -> bool:
     if not isinstance(method, InverseMethod) or claimed & set(EXACT):
         return bool(claimed & set(EXACT))
     table = dict(method.inverse_layers)
-    rewritten = {key for key, layer in table.items() if not layer.ordinary}
+    rewritten = {key for key, layer in table.items() if not (layer.ordinary or layer.observer)}
     return type(method).attribute is InverseMethod.attribute and rewritten <= {"rectifier", "contrast_norm"}
 
 

@@ -150,3 +150,14 @@ def test_token_grids_have_the_images_proportions():
     assert _token_grid(17, nn.Identity(), square) == (1, 4, 4)
     assert _token_grid(16, nn.Identity(), square) == (0, 4, 4)
     assert _token_grid(23, nn.Identity(), square) is None
+
+
+@pytest.mark.parametrize("target", [0, ak.Unit("relu", 1)])
+def test_looking_at_a_layer_is_not_rewriting_it(target):
+    model, x = net(), images()
+    for method in ("grad_cam", "grad_cam_plus_plus", "layer_cam", "score_cam"):
+        coverage = ak.attribute(model, x, method, target, layer="conv").coverage
+        assert coverage.sentence == f"{method} rewrites no operation."
+    guided = ak.attribute(model, x, "guided_grad_cam", target, layer="conv").coverage
+    assert guided.sentence.startswith("guided_grad_cam rewrote the 1 rectifier")
+    assert guided.kinds == ak.attribute(model, x, "guided_backprop", target).coverage.kinds

@@ -33,6 +33,7 @@ class _Tap(ak.InverseLayer):
 
     needs = frozenset({"output"})
     signal_only = True
+    observer = True
 
     def __init__(self):
         self.output = self.signal = None
