@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import attribkit as ak
+from attribkit.engine.incremental import Incremental
 from attribkit.errors import InputError, InputTypeError
 
 
@@ -130,6 +131,26 @@ def test_both_engines_look_at_the_same_windows():
     assert torch.equal(full.extras["seen"], fast.extras["seen"])
     assert not full.extras["seen"].all()
     assert torch.allclose(full.values, fast.values, atol=1e-6)
+
+
+def test_of_every_image_a_window_is_compared_with_the_model(monkeypatch):
+    seen, compared = [], set()
+    original = Incremental._check
+
+    def check(self, image, places, leaves):
+        seen.append(image)
+        if set(image.places) & set(places):
+            compared.add(id(image))
+        original(self, image, places, leaves)
+
+    monkeypatch.setattr(Incremental, "_check", check)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 1024, 4)).eval()
+    found = occlude(model, torch.rand(6, 3, 32, 32), 0.9, engine="incremental", window=8, stride=1)
+    assert found.extras["incremental"].all()
+    assert found.extras["seen"].double().mean() < 0.2
+    assert len({id(image) for image in seen}) >= 6
+    assert {id(image) for image in seen} == compared
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ class Occluded:
         found: dict[str, Tensor] = {}
         blocks = [recorded.blocks(wanted) for wanted in places]
         for sample, seen, returned in progress.track(
-            self._blocks(recorded, blocks), "occlusion", total=sum(map(len, blocks))
+            self._blocks(recorded, places, blocks), "occlusion", total=sum(map(len, blocks))
         ):
             if seen:
                 index = torch.full((len(seen),), sample, dtype=torch.long, device=self.inputs.device)
@@ -206,21 +206,23 @@ class Occluded:
         layers = (self.observer.target.layer, self.observer.unit_layer)
         return (tuple(self.inputs.shape[1:]), self.inputs.dtype, self.inputs.device, str(self.grid), layers)
 
-    def _ready(self, recorded: Incremental, sample: int) -> Image:
+    def _ready(self, recorded: Incremental, sample: int, wanted: Places) -> Image:
         if sample == 0:
             return recorded.first
-        image = self._images.pop(sample, None) or recorded.ready(self.inputs[sample : sample + 1], sample)
+        image = self._images.pop(sample, None) or recorded.ready(self.inputs[sample : sample + 1], sample, wanted)
         self._images[sample] = image
         if len(self._images) > KEPT:
             del self._images[next(iter(self._images))]
         return image
 
-    def _blocks(self, recorded: Incremental, blocks: Sequence[Any]) -> Iterator[tuple[int, list[tuple[int, int]], Any]]:
-        for sample, wanted in enumerate(blocks):
+    def _blocks(
+        self, recorded: Incremental, places: Sequence[Places], blocks: Sequence[Any]
+    ) -> Iterator[tuple[int, list[tuple[int, int]], Any]]:
+        for sample, (wanted, own) in enumerate(zip(places, blocks, strict=True)):
             if not wanted:
                 continue
-            image = self._ready(recorded, sample)
-            for seen, returned in recorded.run(image, wanted):
+            image = self._ready(recorded, sample, wanted)
+            for seen, returned in recorded.run(image, own):
                 yield sample, seen, returned
 
 

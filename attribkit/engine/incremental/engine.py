@@ -115,23 +115,23 @@ class Incremental:
             copy[:, rows[0][y] : rows[1][y], columns[0][x] : columns[1][x]] = self.fill
         return copies
 
-    def ready(self, image: Tensor, seed: int) -> Image:
-        """Return another image [1, C, H, W] made ready, with a window drawn by ``seed`` to compare."""
-        places = [self._draw(1, seed)[0]]
+    def ready(self, image: Tensor, seed: int, wanted: Sequence[tuple[int, int]]) -> Image:
+        """Return another image [1, C, H, W] made ready, with a window to compare drawn by ``seed`` among those wanted.
+
+        Where few windows are looked at, one drawn among all would hardly ever be compared.
+        """
+        places = self._draw(1, seed, wanted)
         leaves = tree_flatten(self.function(self.occluded(image, places)))[0]
         return Image(self.plan.clean(self.plan.whole(image)), places, [leaves[k] for k in self._compared])
 
-    def blocks(self, places: Sequence[tuple[int, int]] | None = None) -> list[tuple[list[int], list[int]]]:
-        """Return the blocks, rows × columns of the grid, that hold the given places (default: all)."""
-        rows, columns = (list(range(len(side[0]))) for side in self.grid)
-        groups: dict[tuple[int, ...], list[int]] = {tuple(columns): rows}
-        if places is not None:
-            by_row: dict[int, set[int]] = {}
-            for y, x in places:
-                by_row.setdefault(y, set()).add(x)
-            groups = {}
-            for y in sorted(by_row):
-                groups.setdefault(tuple(sorted(by_row[y])), []).append(y)
+    def blocks(self, places: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
+        """Return the blocks, rows × columns of the grid, that hold the given places."""
+        by_row: dict[int, set[int]] = {}
+        for y, x in places:
+            by_row.setdefault(y, set()).add(x)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for y in sorted(by_row):
+            groups.setdefault(tuple(sorted(by_row[y])), []).append(y)
         found = []
         side = max(1, math.isqrt(self.most))
         for across, down in groups.items():
@@ -182,13 +182,13 @@ class Incremental:
     def _places_to_check(self) -> list[tuple[int, int]]:
         """Return the first and the last place and some drawn ones."""
         rows, columns = (len(side[0]) for side in self.grid)
-        return [(0, 0), (rows - 1, columns - 1), *self._draw(sum(ROWS) - 3, 0)]
+        everywhere = [(y, x) for y in range(rows) for x in range(columns)]
+        return [everywhere[0], everywhere[-1], *self._draw(sum(ROWS) - 3, 0, everywhere)]
 
-    def _draw(self, count: int, seed: int) -> list[tuple[int, int]]:
+    def _draw(self, count: int, seed: int, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         rows, columns = (len(side[0]) for side in self.grid)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + rows * 1009 + columns)
-        drawn = torch.randint(rows * columns, (count,), generator=generator).tolist()
-        return [(i // columns, i % columns) for i in drawn]
+        return [places[i] for i in torch.randint(len(places), (count,), generator=generator).tolist()]
 
     def _check(self, image: Image, places: list[tuple[int, int]], leaves: list[Any]) -> None:
         numbers = {place: i for i, place in enumerate(places)}
