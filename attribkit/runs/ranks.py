@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from attribkit._processes import join_processes
+
 __all__ = ["Ranks", "joined", "ranks"]
 
 T = TypeVar("T")
@@ -99,7 +101,7 @@ def ranks() -> Iterator[Ranks]:
         yield joined()
         return
     _end_with_parent()
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    join_processes("gloo", _PATIENCE)
     try:
         yield joined()
     finally:

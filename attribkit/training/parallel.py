@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from attribkit._processes import join_processes
+
 __all__ = ["Team", "team"]
 
 
@@ -70,7 +72,7 @@ def team(device: torch.device | None) -> Iterator[tuple[Team, torch.device]]:
         torch.cuda.set_device(chosen)
     joined = not dist.is_initialized()
     if joined:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        join_processes("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Team(dist.get_rank(), dist.get_world_size()), chosen
     finally:

@@ -343,7 +343,7 @@ def test_processes_are_those_of_runs(monkeypatch):
     asked = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("attribkit.runs.ranks._end_with_parent", lambda: asked.append("parent"))
-    monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, timeout: asked.append(timeout.days))
+    monkeypatch.setattr("attribkit.runs.ranks.join_processes", lambda backend, timeout: asked.append(timeout.days))
     monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: asked.append("left"))
     monkeypatch.setattr("attribkit.runs.ranks.joined", lambda: Ranks(1, 2, 2))
     with mining.processes() as rank:

@@ -20,7 +20,10 @@ def slow():
 
 
 def full_once():
-    """Let the disk be full for the second process at its second shard, once (the file ``full`` says that it was)."""
+    """Let the disk be full for the second process at its second shard, once (the file ``full`` says that it was).
+
+    Started again, the second process comes first: what it finds of the first one is where that was before it died.
+    """
     import errno
     import os
     from pathlib import Path
@@ -37,4 +40,11 @@ def full_once():
         return original(*args)
 
     loop.write_shard = write_shard
+    if Path("full").exists():
+        if os.environ["RANK"] == "1":
+            Path("early").touch()
+        else:
+            while not Path("early").exists():
+                time.sleep(0.02)
+            time.sleep(1.0)
     return slow()

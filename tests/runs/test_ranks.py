@@ -58,7 +58,9 @@ def test_a_process_that_fails_stops_the_run_with_its_error_and_a_restart_finishe
     assert "the output folder 'out' cannot be written: No space left on device" in done.stderr
     assert 'Traceback (most recent call last):\n  File "' not in done.stderr.split("attribkit: error")[0]
     assert (tmp_path / "full").exists()
+    assert (tmp_path / "early").exists()
     assert done.returncode == 1  # the damaged image
+    assert done.stdout == "51 images explained, 1 with errors: out (attribkit report out draws them)\n", done.stderr
     for row, expected in zip(rows("out"), whole, strict=True):
         assert row == expected
 
