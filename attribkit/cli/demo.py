@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from attribkit.cli._group import COMMAND_LINE
-from attribkit.cli.explain import DEFAULT_OUT, METHODS, finish
+from attribkit.cli.explain import DEFAULT_OUT, finish
+from attribkit.cli.options import METHODS
 
 SAMPLE = "The sample photograph: “Chelsea the cat” by Stéfan van der Walt (CC0)"
 

@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from attribkit.cli._group import COMMAND_LINE
+from attribkit.cli.options import METHODS, method_names, method_options
 
 if TYPE_CHECKING:
     from attribkit.cli._job import Job
 
-METHODS = ("gradient", "guided_backprop", "deconvnet", "occlusion")
-"""What is used when no method is named."""
-
 DEFAULT_OUT = "attribkit-report"
-
-
-def _methods(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names in ``--method a,b --method c``, each once."""
-    names = [name.strip() for value in values for name in value.split(",")]
-    if "" in names:
-        raise click.BadParameter("a name is empty", ctx, param)
-    return tuple(dict.fromkeys(names)) or METHODS
-
-
-def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Return ``{method: {option: value}}`` from ``METHOD.OPTION=VALUE``; a value is a Python literal or text."""
-    found: dict[str, dict[str, Any]] = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        method, dot, option = name.strip().rpartition(".")
-        if not (equals and dot and method and option):
-            raise click.BadParameter(f"{text!r} is not of the form METHOD.OPTION=VALUE", ctx, param)
-        try:
-            literal = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            literal = value.strip()
-        found.setdefault(method, {})[option] = literal
-    return found
 
 
 @click.command(
@@ -61,7 +34,7 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
     "--method",
     "methods",
     multiple=True,
-    callback=_methods,
+    callback=method_names,
     metavar="M",
     help=f"A method; may be repeated, or several joined by commas; all: every method.  [default: {', '.join(METHODS)}]",
 )
@@ -74,7 +47,7 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
     "--option",
     "options",
     multiple=True,
-    callback=_options,
+    callback=method_options,
     metavar="METHOD.OPTION=VALUE",
     help="An option of a method, such as occlusion.stride=8; may be repeated.",
 )

@@ -360,7 +360,7 @@ def test_demo_names_the_animal(run):
 
 
 def test_demo_uses_every_default_method():
-    from attribkit.cli.explain import METHODS
+    from attribkit.cli.options import METHODS
 
     assert METHODS == ("gradient", "guided_backprop", "deconvnet", "occlusion")
 

@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-import ast
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from attribkit.cli.options import METHODS, method_names, method_options, names
 
 if TYPE_CHECKING:
     import torch
 
     from attribkit_quantus.results import Evaluation
 
-METHODS = ("gradient", "guided_backprop", "deconvnet", "occlusion")
 PARTS = ("faithfulness", "randomisation", "grid_pointing_game", "sensitivity", "complexity", "runtime")
-
-
-def _names(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names in ``--method a,b --method c``, each once."""
-    names = [name.strip() for value in values for name in value.split(",")]
-    if "" in names:
-        raise click.BadParameter("a name is empty", ctx, param)
-    return tuple(dict.fromkeys(names))
 
 
 def _parts(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of measures, all known ones for none."""
-    names = _names(ctx, param, values)
-    for name in names:
+    found = names(ctx, param, values)
+    for name in found:
         if name not in PARTS:
             raise click.BadParameter(f"{name!r} is not one of {', '.join(PARTS)}", ctx, param)
-    return names or PARTS
-
-
-def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Return ``{method: {option: value}}`` from ``METHOD.OPTION=VALUE``; a value is a Python literal or text."""
-    found: dict[str, dict[str, Any]] = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        method, dot, option = name.strip().rpartition(".")
-        if not (equals and dot and method and option):
-            raise click.BadParameter(f"{text!r} is not of the form METHOD.OPTION=VALUE", ctx, param)
-        try:
-            literal = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            literal = value.strip()
-        found.setdefault(method, {})[option] = literal
-    return found
+    return found or PARTS
 
 
 @click.command(
@@ -66,7 +42,7 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
     "--method",
     "methods",
     multiple=True,
-    callback=_names,
+    callback=method_names,
     metavar="M",
     help=f"A method; may be repeated, or several joined by commas.  [default: {', '.join(METHODS)}]",
 )
@@ -120,7 +96,7 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
     "--option",
     "options",
     multiple=True,
-    callback=_options,
+    callback=method_options,
     metavar="METHOD.OPTION=VALUE",
     help="An option of a method, such as occlusion.stride=8; may be repeated.",
 )
@@ -164,9 +140,8 @@ def evaluate(
     from attribkit_quantus.settings import Settings
     from attribkit_quantus.verdict import verdict
 
-    chosen = methods or METHODS
     settings = Settings(**numbers)
-    check_methods(chosen, options)
+    check_methods(methods, options)
     source = open_images(data, split)
     place = _device(device)
     loaded = ak.load_model(model, weights=weights)
@@ -179,7 +154,7 @@ def evaluate(
 
     with opened(Path(out)) as folder:
         with shown(sys.stderr.isatty()):
-            found = run(loaded, source, chosen, settings, options, failed)
+            found = run(loaded, source, methods, settings, options, failed)
         if found.methods:
             _describe(found, place, loaded.weights)
             folder.write(_files(found, _command_line(ctx)))
