@@ -98,13 +98,19 @@ def growth(series: dict[str, Row]) -> str:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, NullFormatter, NullLocator
 
     kinds = list(dict.fromkeys(name.rpartition(", ")[2] for name in series))
-    figure, axes = plt.subplots(1, len(kinds), figsize=(3.3 * len(kinds), 3.0), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(kinds), figsize=(3.3 * len(kinds), 3.4), layout="constrained", squeeze=False)
     for axis, kind in zip(axes[0], kinds, strict=True):
         for name, row in series.items():
             if name.rpartition(", ")[2] == kind:
                 axis.loglog(row["sizes"], row["seconds"], "o-", markersize=4, label=name.rpartition(", ")[0])
+        sizes = sorted({size for name, row in series.items() if name.endswith(f", {kind}") for size in row["sizes"]})
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45, ha="right", fontsize=8)
+        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(kind)
         axis.grid(visible=True, which="both", linewidth=0.3)
         axis.legend(fontsize=8)
@@ -155,7 +161,7 @@ def gradients(rows: list[Row]) -> str:
             for row in others
         ],
     )
-    return first + "\n" + second
+    return (first + "\n" if timed else "") + second
 
 
 def middle(value: Any) -> float:

@@ -64,7 +64,7 @@ PEERS = {
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Captum's, on its hooks
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("method", PEERS)
-@pytest.mark.parametrize("name", ["resnet18", "vgg16", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16"])
 def test_peers(name, method, threads):
     model, x = network(name), torch.randn(BATCH, 3, 224, 224)
     runs = {"attribkit": lambda model, x: ak.attribute(model, x, method, 3).values, **PEERS[method]}

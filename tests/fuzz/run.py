@@ -1,6 +1,6 @@
 """Fuzz attribkit's readers of files that may come from anyone.
 
-Usage: ``python tests/fuzz/run.py [--seconds 600] [--seed N] [--no-save] [TARGET …]``; without a target all of them,
+Usage: ``python tests/fuzz/run.py [--seconds 600] [--inputs N] [--seed N] [--no-save] [TARGET …]``; without a target all of them,
 each for so many seconds. The targets are in ``fuzz_targets.py``; ``fuzz_mutate.py`` changes the files of
 ``corpus/TARGET``, and those among the changed ones that led to an error nobody had seen before.
 
@@ -25,6 +25,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,11 @@ POOL = 400
 """So many changed files are kept in memory to be changed further."""
 
 
-def fuzz(name: str, first: list[bytes], seconds: float, seed: int, folder: Path) -> None:
-    """Fuzz one target in this process from its ``first`` files, and count in ``folder``; it ends at the first fault."""
+def fuzz(name: str, first: list[bytes], seconds: float, seed: int, folder: Path, most: float = inf) -> None:
+    """Fuzz one target in this process from its ``first`` files, and count in ``folder``; it ends at the first fault.
+
+    The inputs depend on the seed alone; ``seconds`` and ``most``, a number of inputs, say where they end.
+    """
     draw = random.Random(f"{name} {seed}")
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open("/proc/self/statm") as file:
@@ -50,7 +54,7 @@ def fuzz(name: str, first: list[bytes], seconds: float, seed: int, folder: Path)
     seen: set[str] = set()
     counts = {"inputs": 0, "refused": 0, "errors": 0, "slowest": 0.0}
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and counts["inputs"] < most:
         data = mutated(draw.choice(first if draw.random() < 0.5 else pool), pool, TARGETS[name].kind, draw)
         current.write_bytes(data)
         at.mkdir()
@@ -76,11 +80,11 @@ def fuzz(name: str, first: list[bytes], seconds: float, seed: int, folder: Path)
     (folder / "counts").write_text(json.dumps(counts))
 
 
-def fuzz_apart(name: str, seconds: float, seed: int, save: bool) -> dict[str, Any]:
+def fuzz_apart(name: str, seconds: float, seed: int, save: bool, most: float = inf) -> dict[str, Any]:
     """Fuzz one target in a process of its own, again from the start after a fault; return what was found."""
     found: dict[str, Any] = {"target": name, "seconds": 0.0, "inputs": 0, "faults": []}
     began, first = time.monotonic(), list(seeds(name).values())
-    while (left := seconds - (time.monotonic() - began)) > 0 and len(found["faults"]) < 5:
+    while (left := seconds - (time.monotonic() - began)) > 0 and found["inputs"] < most and len(found["faults"]) < 5:
         with tempfile.TemporaryDirectory() as text:
             folder = Path(text)
             child = os.fork()
@@ -93,7 +97,7 @@ def fuzz_apart(name: str, seconds: float, seed: int, save: bool) -> dict[str, An
                     faulthandler.enable(file=2)
                     torch.set_num_threads(1)
                     warnings.simplefilter("ignore")
-                    fuzz(name, first, left, seed + len(found["faults"]), folder)
+                    fuzz(name, first, left, seed + len(found["faults"]), folder, most - found["inputs"])
                     code = 0
                 except BaseException:
                     os.write(2, traceback.format_exc().encode("utf-8", "replace"))
@@ -124,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
     parser.add_argument("--seconds", type=float, default=600.0, metavar="S", help="each")
+    parser.add_argument("--inputs", type=int, default=None, metavar="N", help="end after so many files, each")
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="[default: another each time]")
     parser.add_argument("--no-save", action="store_true", help="do not keep what leads to a fault")
     parser.add_argument("--json", action="store_true", help="say what was found as JSON, a line a target")
@@ -134,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(6), "big")
     faults = 0
     for name in options.targets or TARGETS:
-        found = fuzz_apart(name, options.seconds, seed, not options.no_save)
+        found = fuzz_apart(name, options.seconds, seed, not options.no_save, options.inputs or inf)
         faults += len(found["faults"])
         if options.json:
             print(json.dumps(found), flush=True)
