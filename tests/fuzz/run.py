@@ -1,7 +1,7 @@
 """Fuzz attribkit's readers of files that may come from anyone.
 
-Usage: ``python tests/fuzz/run.py [--seconds 600] [--inputs N] [--seed N] [--no-save] [TARGET …]``; without a target all of them,
-each for so many seconds. The targets are in ``fuzz_targets.py``; ``fuzz_mutate.py`` changes the files of
+Usage: ``python tests/fuzz/run.py [--seconds 600] [--inputs N] [--seed N] [--no-save] [TARGET …]``; without a target all
+of them, each for so many seconds. The targets are in ``fuzz_targets.py``; ``fuzz_mutate.py`` changes the files of
 ``corpus/TARGET``, and those among the changed ones that led to an error nobody had seen before.
 
 A fault is an exception that is none of attribkit's own, a message of several lines, a crash, an input that takes longer
