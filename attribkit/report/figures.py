@@ -3,7 +3,8 @@
 Scaling happens here and nowhere else: attributions stay signed and unscaled until they are drawn. Colours saturate at
 the `PERCENTILE`-th percentile of the non-zero ``|values|``, so that neither a few outliers make a map go blank nor the
 zeros of a map that is zero almost everywhere (the projection of one unit). The colour maps are chosen for colour-blind
-readers: red and blue for signs, inferno for magnitudes, cividis for scores, the palette of Okabe and Ito for classes.
+readers: red and blue for signs (`attribkit.report.palette`), inferno for magnitudes, cividis for scores, the palette of
+Okabe and Ito for classes.
 """
 
 from __future__ import annotations
@@ -11,29 +12,67 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-Array = NDArray[Any]
+from attribkit.report.levels import (
+    LEVELS,
+    MAGNITUDE_COLOURS,
+    MAGNITUDE_START,
+    PERCENTILE,
+    REACH,
+    SCORE_COLOURS,
+    SIGNED_COLOURS,
+    Array,
+    alpha_ramp,
+    coloured,
+    finite,
+    levels,
+    png,
+    ranged,
+    reached,
+    robust_limit,
+    scaled,
+    shrunk,
+)
 
-PERCENTILE = 99.5
-"""Where colours saturate: this percentile of the non-zero absolute values."""
-
-SIGNED_COLOURS = "RdBu_r"
-MAGNITUDE_COLOURS = "inferno"
-SCORE_COLOURS = "cividis"
-MAGNITUDE_START = 0.25
-"""The darkest quarter of inferno is left out: over a photograph it would read as shadow."""
+__all__ = [
+    "CLASS_COLOURS",
+    "MAGNITUDE_COLOURS",
+    "MAGNITUDE_START",
+    "OTHER_COLOUR",
+    "PERCENTILE",
+    "REACH",
+    "SCORE_COLOURS",
+    "SIGNED_COLOURS",
+    "Array",
+    "ClassPicture",
+    "LegendEntry",
+    "Picture",
+    "alpha_ramp",
+    "class_map",
+    "class_name",
+    "colour_bar",
+    "coloured",
+    "finite",
+    "levels",
+    "magnitude",
+    "magnitude_layer",
+    "model_view",
+    "photograph",
+    "png",
+    "reconstruction",
+    "robust_limit",
+    "scaled",
+    "score_map",
+    "signed_map",
+    "zero_notes",
+]
 
 CLASS_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
 """Okabe and Ito's colours, the calmest first: it goes to the class that is explained."""
 OTHER_COLOUR = "#8C8C8C"
-
-_LEVELS = 255  # odd, so that the middle level is exactly the colour of zero
 
 
 @dataclass(frozen=True)
@@ -50,6 +89,8 @@ class Picture:
         The media type of ``data``.
     low, high
         The values at the two ends of the colour scale (``-limit, limit`` for signed maps).
+    peak
+        Of signed maps and magnitudes: the greatest absolute value, for which the last level stands; see `ranged`.
     notes
         What a reader must know to read it right, such as "every value is zero".
     """
@@ -61,6 +102,7 @@ class Picture:
     low: float = 0.0
     high: float = 0.0
     notes: tuple[str, ...] = ()
+    peak: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,33 +121,22 @@ class ClassPicture(Picture):
     legend: tuple[LegendEntry, ...] = field(default=())
 
 
-def robust_limit(values: Array) -> float:
-    """Return the value at which colours saturate: a percentile of the finite, non-zero ``|values|`` (0 if none is).
-
-    Parameters
-    ----------
-    values
-        An array of any shape, in the units of the attribution.
-    """
-    magnitude = np.abs(np.asarray(values, dtype=np.float64))
-    magnitude = magnitude[np.isfinite(magnitude) & (magnitude > 0)]
-    return float(np.percentile(magnitude, PERCENTILE)) if magnitude.size else 0.0
-
-
-def signed_map(values: Array) -> Picture:
+def signed_map(values: Array, longest: int | None = None) -> Picture:
     """Draw the signed sum over channels: red where it is positive, blue where negative, near white at zero.
 
     Parameters
     ----------
     values
         One attribution [C, H, W].
+    longest
+        No side is longer, in pixels: values are averaged, after the sum. None: every pixel is drawn.
     """
     values, notes = finite(values)
-    heat = values.sum(axis=0)
-    limit = robust_limit(heat)
+    heat = shrunk(values.sum(axis=0), longest)
+    limit, peak = robust_limit(heat), float(np.abs(heat).max())
     notes += _sign_notes(heat)
-    image = coloured(scaled(heat, limit) * 0.5 + 0.5, SIGNED_COLOURS)
-    return _picture(image if limit else _saying_so(image), -limit, limit, notes)
+    image = ranged(heat, limit, SIGNED_COLOURS)
+    return _picture(image if limit else _saying_so(image), -limit, limit, notes, peak)
 
 
 def magnitude(values: Array) -> Array:
@@ -113,34 +144,38 @@ def magnitude(values: Array) -> Array:
     return np.asarray(np.abs(finite(values)[0]).sum(axis=0))
 
 
-def magnitude_layer(values: Array) -> Picture:
+def magnitude_layer(values: Array, longest: int | None = None) -> Picture:
     """Draw the magnitude as a layer to lay over the photograph: transparent at zero, opaque where it is strong.
 
     Parameters
     ----------
     values
         One attribution [C, H, W].
+    longest
+        As for `signed_map`; it is the magnitude that is averaged, in which no signs cancel.
     """
-    heat = magnitude(values)
+    heat = shrunk(magnitude(values), longest)
     limit = robust_limit(heat)
-    image = coloured(scaled(heat, limit), MAGNITUDE_COLOURS, start=MAGNITUDE_START)
-    data = png(image, transparency=bytes(alpha_ramp()))
-    return Picture(data, image.width, image.height, low=0.0, high=limit, notes=zero_notes(heat))
+    image = ranged(heat, limit, MAGNITUDE_COLOURS, start=MAGNITUDE_START)
+    alpha = np.asarray(alpha_ramp(), dtype=np.uint8)[levels(reached(signed=False))]
+    data = png(image, transparency=alpha.tobytes())
+    return Picture(data, image.width, image.height, high=limit, notes=zero_notes(heat), peak=float(heat.max()))
 
 
-def reconstruction(values: Array) -> Picture:
+def reconstruction(values: Array, longest: int | None = None) -> Picture:
     """Draw the attribution as a colour image around mid-grey: grey is zero, brighter positive, darker negative.
 
     Parameters
     ----------
     values
         One attribution [C, H, W]; 3 channels are drawn as red, green and blue, any other number as the grey mean.
+    longest
+        As for `signed_map`; each channel is averaged.
     """
     values, notes = finite(values)
-    limit = robust_limit(values)
     shown = values if values.shape[0] == 3 else values.mean(axis=0, keepdims=True)
-    if shown is not values:
-        limit = robust_limit(shown)
+    shown = np.stack([shrunk(channel, longest) for channel in shown])
+    limit = robust_limit(shown)
     notes += zero_notes(shown)
     pixels = np.round((scaled(shown, limit) * 0.5 + 0.5) * 255).astype(np.uint8)
     image = Image.fromarray(np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels[0])
@@ -237,18 +272,8 @@ def colour_bar(kind: str) -> Picture:
     """Draw the colour scale of a kind of map (``signed``, ``magnitude`` or ``score``), low values on the left."""
     names = {"signed": SIGNED_COLOURS, "magnitude": MAGNITUDE_COLOURS, "score": SCORE_COLOURS}
     start = MAGNITUDE_START if kind == "magnitude" else 0.0
-    ramp = np.repeat(np.linspace(0.0, 1.0, _LEVELS)[None], 8, axis=0)
+    ramp = np.repeat(np.linspace(0.0, 1.0, LEVELS)[None], 8, axis=0)
     return _picture(coloured(ramp, names[kind], start=start))
-
-
-def finite(values: Array) -> tuple[Array, tuple[str, ...]]:
-    """Return float64 values with NaN and infinities set to zero, and a note saying how many were."""
-    values = np.asarray(values, dtype=np.float64)
-    bad = ~np.isfinite(values)
-    if not bad.any():
-        return values, ()
-    count = int(bad.sum())
-    return np.where(bad, 0.0, values), (f"{count} value{'s are' if count > 1 else ' is'} not finite and drawn as zero",)
 
 
 def zero_notes(values: Array) -> tuple[str, ...]:
@@ -263,37 +288,6 @@ def _sign_notes(values: Array) -> tuple[str, ...]:
     if values.max() <= 0:
         return ("no value is positive",)
     return ()
-
-
-def scaled(values: Array, limit: float) -> Array:
-    """Return ``values / limit`` clipped to [-1, 1]; zeros where the limit is zero."""
-    if limit == 0.0:
-        return np.zeros_like(values, dtype=np.float64)
-    return np.clip(values, -limit, limit) / limit
-
-
-def levels(unit: Array) -> NDArray[np.uint8]:
-    return np.round(np.clip(unit, 0.0, 1.0) * (_LEVELS - 1)).astype(np.uint8)
-
-
-@lru_cache(maxsize=8)
-def _palette(name: str, start: float) -> bytes:
-    from matplotlib import colormaps
-
-    colours = colormaps[name](np.linspace(start, 1.0, _LEVELS))[:, :3]
-    return bytes(np.round(colours * 255).astype(np.uint8).tobytes())
-
-
-def alpha_ramp() -> list[int]:
-    """Return the opacity of each level: it rises evenly from nothing at zero."""
-    return [round(255 * level / (_LEVELS - 1)) for level in range(_LEVELS)]
-
-
-def coloured(unit: Array, name: str, start: float = 0.0) -> Image.Image:
-    """Return a palette image of values in [0, 1]: as small as grey, and exact."""
-    image = Image.fromarray(levels(unit))
-    image.putpalette(_palette(name, start))
-    return image
 
 
 def _saying_so(image: Image.Image) -> Image.Image:
@@ -314,11 +308,7 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def png(image: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True, **options)
-    return buffer.getvalue()
-
-
-def _picture(image: Image.Image, low: float = 0.0, high: float = 0.0, notes: tuple[str, ...] = ()) -> Picture:
-    return Picture(png(image), image.width, image.height, low=low, high=high, notes=notes)
+def _picture(
+    image: Image.Image, low: float = 0.0, high: float = 0.0, notes: tuple[str, ...] = (), peak: float = 0.0
+) -> Picture:
+    return Picture(png(image), image.width, image.height, low=low, high=high, notes=notes, peak=peak)

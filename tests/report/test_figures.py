@@ -6,6 +6,7 @@ from PIL import Image
 
 from attribkit.report import figures
 from attribkit.report.overlay import overlay
+from attribkit.report.palette import signed_colours
 
 SIGNED = {"zero": 0.0, "positive": 1.0, "negative": -1.0}
 
@@ -109,6 +110,48 @@ def test_one_outlier_does_not_blank_the_map(values):
     plain = pixels(figures.signed_map(values))
     values[0, 20, 20] = 1e6
     assert np.abs(pixels(figures.signed_map(values)) - plain).mean() < 5
+
+
+def test_the_levels_of_a_picture_hold_the_values_beyond_its_colours(values):
+    values[1, 20, 20], values[2, 3, 4] = 400.0, -90.0
+    for draw, heat in ((figures.signed_map, values.sum(axis=0)), (figures.magnitude_layer, figures.magnitude(values))):
+        picture = draw(values)
+        assert picture.peak == np.abs(heat).max() > 20 * picture.high
+        with Image.open(io.BytesIO(picture.data)) as image:
+            level = np.asarray(image).astype(int)
+        zero, last = (127, 127) if draw is figures.signed_map else (0, 254)
+        share = np.abs(level - zero) / last / figures.REACH
+        beyond = picture.high * (picture.peak / picture.high) ** ((share - 1) * figures.REACH / (1 - figures.REACH))
+        read = np.where(share <= 1, share * picture.high, beyond) * np.where(level < zero, -1, 1)
+        step = np.maximum(picture.high / 100, np.abs(heat) * 0.08)
+        assert np.all(np.abs(read - heat) <= step)
+        assert read[20, 20] == pytest.approx(picture.peak)
+
+
+def test_the_colours_end_at_the_limit(values):
+    picture = figures.signed_map(values)
+    shown, heat = pixels(picture), values.sum(axis=0)
+    for sign, colour in ((1, 254), (-1, 0)):
+        last = signed_colours(255)[colour]
+        assert np.all(shown[sign * heat >= picture.high] == last)
+        assert not np.any(np.all(shown[np.abs(heat) < 0.9 * picture.high] == last, axis=-1))
+
+
+@pytest.mark.parametrize("draw", [figures.signed_map, figures.reconstruction, figures.magnitude_layer])
+def test_pictures_may_be_made_small(draw):
+    values = np.zeros((3, 64, 96))
+    values[:, :32] = 2.0
+    values[0, 32:, 1::2], values[0, 32:, ::2] = 1.0, -1.0  # averages to zero: but a magnitude never does
+    picture = draw(values, longest=24)
+    assert (picture.width, picture.height) == (24, 16)
+    shown = pixels(picture, "RGBA")
+    assert np.ptp(shown[:8], axis=(0, 1)).max() == np.ptp(shown[8:], axis=(0, 1)).max() == 0
+    if draw is figures.magnitude_layer:
+        assert 0 < shown[12, 12, 3] < shown[2, 2, 3]
+    else:
+        assert np.ptp(shown[12, 12, :3]) <= 3
+    whole = draw(values, longest=96)
+    assert (whole.width, whole.height) == (96, 64)
 
 
 # --- magnitude
