@@ -1,7 +1,7 @@
 """The equations of docs/methods.md, written out by hand, give attribkit's maps.
 
-Nothing here comes from torch's own derivatives, convolutions or pools: operations are matrices and loops over places, so
-that a mistake shared with autograd would show. Symbols are the page's: z = Wx + b, r = σ(z), p_j = max r_i over the
+Nothing here comes from torch's own derivatives, convolutions or pools: operations are matrices and loops over places,
+so that a mistake shared with autograd would show. Symbols are the page's: z = Wx + b, r = σ(z), p_j = max r_i over the
 window, s_j the switch, R the signal.
 """
 
@@ -175,7 +175,8 @@ def test_the_forward_pass_by_hand_is_the_models(model, x):
     assert_equal(by_hand.scores, model(x)[0].detach())
     shared = [s for s in by_hand.switches.values() if list(by_hand.switches.values()).count(s) > 1]
     assert shared, "no switch is shared by two windows, so that nothing is said about overlaps"
-    assert (by_hand.z1 < 0).any() and (by_hand.z2 < 0).any() and (by_hand.z2 > 0).any()
+    assert (by_hand.z1 < 0).any()
+    assert 0 < (by_hand.z2 > 0).double().mean() < 1
 
 
 @pytest.mark.parametrize("method", RECTIFIERS)
@@ -183,7 +184,7 @@ def test_a_class_score(model, x, method):
     expected = Forward(model, x).back(one(CLASS), RECTIFIERS[method], skip_norm=method == "deconvnet")
     found = ak.attribute(model, x, method, CLASS)
     assert_equal(found.values, expected)
-    assert (found.values < 0).any() and (found.values > 0).any()  # signed, the deconvnet too
+    assert found.values.min() < 0 < found.values.max()  # signed, the deconvnet too
 
 
 def test_the_methods_differ_here(model, x):
@@ -211,7 +212,7 @@ def test_a_unit_starts_as_1_and_for_the_deconvnet_as_its_own_activation(model, x
 @pytest.mark.parametrize(
     ("activation", "derivative"),
     [
-        (nn.LeakyReLU(0.2), lambda z: 0.2 + 0.8 * (z > 0)),
+        (nn.LeakyReLU(0.2), lambda z: (1 + 4 * (z > 0).to(z)) / 5),
         (nn.ReLU6(), lambda z: ((z > 0) & (z < 6)).double()),
         (nn.SiLU(), lambda z: torch.sigmoid(z) * (1 + z * (1 - torch.sigmoid(z)))),
         (nn.GELU(), lambda z: 0.5 * (1 + torch.erf(z / 2**0.5)) + z * torch.exp(-(z**2) / 2) / (2 * math.pi) ** 0.5),

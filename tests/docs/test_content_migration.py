@@ -1,0 +1,294 @@
+"""Every row of docs/migration.md: both sides are run on one network, and where the page says equal the numbers are."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import captum.attr
+import pytest
+import torch
+import torch.nn.functional as F
+from test_content_equations import random
+from torch import nn
+from zennit.attribution import Gradient, IntegratedGradients, SmoothGrad
+from zennit.composites import DeconvNet, GuidedBackprop
+
+import attribkit as ak
+
+CLASSES = torch.tensor([1, 2])
+
+
+class Net(nn.Module):
+    """Rectifiers are modules, used once, not in place: what the other libraries see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.relu1, self.pool1 = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        self.conv2, self.relu2 = nn.Conv2d(4, 5, 3), nn.ReLU()
+        self.fc = nn.Linear(5 * 4 * 4, 3)
+
+    def features(self, x):
+        return self.relu2(self.conv2(self.pool1(self.relu1(self.conv1(x)))))
+
+    def forward(self, x):
+        return self.fc(self.features(x).flatten(1))
+
+
+class Functional(Net):
+    """The same network, its second ReLU a function."""
+
+    def features(self, x):
+        return F.relu(self.conv2(self.pool1(self.relu1(self.conv1(x)))))
+
+
+@pytest.fixture
+def model():
+    made = Net().double().eval()
+    with torch.no_grad():
+        for seed, parameter in enumerate(made.parameters()):
+            parameter.copy_(random(*parameter.shape, seed=seed))
+    return made
+
+
+@pytest.fixture
+def functional(model):
+    made = Functional().double().eval()
+    made.load_state_dict(model.state_dict())
+    return made
+
+
+@pytest.fixture
+def x():
+    return random(2, 3, 12, 12, seed=50)
+
+
+def captums(algorithm, model, x, **call):
+    """Run one of Captum's; it warns of every hook it sets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return algorithm(copy.deepcopy(model)).attribute(x.clone(), **call).detach()
+
+
+def zennits(model, x, composite=None, attributor=Gradient, classes=CLASSES, **settings):
+    one_hot = F.one_hot(classes, 3).to(x)
+    with attributor(model=copy.deepcopy(model), composite=composite, **settings) as made:
+        return made(x.clone(), one_hot)[1].detach()
+
+
+def assert_equal(found, expected, tolerance=1e-12):
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    assert expected.abs().max() > 0
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def assert_different(found, expected):
+    assert (found - expected).abs().max() > 0.01 * expected.abs().max()
+
+
+# -- Captum ------------------------------------------------------------------------------------------------------------
+
+
+def test_saliency_is_the_gradients_absolute_value(model, x):
+    found = ak.attribute(model, x, "gradient", CLASSES).values
+    assert_equal(found.abs(), captums(captum.attr.Saliency, model, x, target=CLASSES))
+    assert_equal(found, captums(captum.attr.Saliency, model, x, target=CLASSES, abs=False))
+    assert (found < 0).any()
+
+
+def test_guided_backprop_and_deconvolution(model, x):
+    for name, theirs in (
+        ("guided_backprop", captum.attr.GuidedBackprop),
+        ("deconvnet", captum.attr.Deconvolution),
+    ):
+        assert_equal(ak.attribute(model, x, name, CLASSES).values, captums(theirs, model, x, target=CLASSES))
+
+
+def test_functional_relus_are_ignored_by_captum_and_zennit_without_a_word(model, functional, x):
+    for name, theirs, composite in (
+        ("guided_backprop", captum.attr.GuidedBackprop, GuidedBackprop()),
+        ("deconvnet", captum.attr.Deconvolution, DeconvNet()),
+    ):
+        ours = ak.attribute(functional, x, name, CLASSES)
+        assert ours.coverage.rewritten == 2 + (name == "deconvnet")  # and the pool
+        assert_equal(ours.values, ak.attribute(model, x, name, CLASSES).values)
+        assert_different(captums(theirs, functional, x, target=CLASSES), ours.values)
+        assert_different(zennits(functional, x, composite), ours.values)
+
+
+def test_neuron_methods_are_units(model, x):
+    """Captum's neuron is (channel, row, column) of the layer; the deconvnet's signal starts as its activation."""
+    output = model.conv2(model.pool1(model.relu1(model.conv1(x)))).detach()
+    neuron = next(tuple(place) for place in output[0].nonzero().tolist() if output[(0, *place)] > 0)
+    unit, activation = ak.Unit("conv2", neuron[0], neuron[1:]), output[(slice(None), *neuron)]
+
+    def theirs(algorithm):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network = copy.deepcopy(model)
+            return algorithm(network, network.conv2).attribute(x.clone(), neuron_selector=neuron).detach()
+
+    assert_equal(ak.attribute(model, x, "gradient", unit).values, theirs(captum.attr.NeuronGradient))
+    assert_equal(ak.attribute(model, x, "guided_backprop", unit).values, theirs(captum.attr.NeuronGuidedBackprop))
+    # max(a·R, 0) = a·max(R, 0) for a > 0: times the activation; where it is negative, the deconvnet's signal is another
+    ours = ak.attribute(model, x, "deconvnet", unit).values
+    deconvolution = theirs(captum.attr.NeuronDeconvolution)
+    assert (activation > 0).any()
+    for sample in (activation > 0).nonzero()[:, 0]:
+        assert_equal(ours[sample], activation[sample] * deconvolution[sample])
+
+
+@pytest.mark.parametrize(("window", "stride", "fill"), [((4, 3), (2, 2), 0.0), ((5, 5), (3, 2), 0.7)])
+def test_occlusion(model, x, window, stride, fill):
+    call = {"sliding_window_shapes": (3, *window), "strides": (3, *stride), "baselines": fill, "target": CLASSES}
+    theirs = captums(captum.attr.Occlusion, model.float(), x.float(), **call)
+    found = ak.attribute(model, x.float(), "occlusion", CLASSES, window=window, stride=stride, fill=fill).values
+    assert_equal(found, theirs, 1e-5)  # Captum sums in float32
+
+
+def test_captums_perturbations_per_eval_is_found_here_by_itself(model, x):
+    call = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 2, 2), "target": CLASSES}
+    one = captums(captum.attr.Occlusion, model.float(), x.float(), **call)
+    many = captums(captum.attr.Occlusion, model.float(), x.float(), perturbations_per_eval=8, **call)
+    assert_equal(many, one, 1e-5)
+    assert_equal(ak.attribute(model, x.float(), "occlusion", CLASSES, window=4, stride=2).values, one, 1e-5)
+
+
+def test_forward_arguments(x):
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, x, *, weight):
+            return self.net(x * weight[:, None, None, None])
+
+    torch.manual_seed(0)
+    model, weight = Weighted().double().eval(), torch.tensor([0.5, 3.0], dtype=torch.float64)
+
+    def positional(x, weight):
+        return model(x, weight=weight)
+
+    theirs = captum.attr.Saliency(positional).attribute(
+        x.clone().requires_grad_(), target=CLASSES, abs=False, additional_forward_args=weight
+    )
+    found = ak.attribute(model, x, "gradient", CLASSES, forward_kwargs={"weight": weight}).values
+    assert_equal(found, theirs.detach())
+
+
+def test_a_wrapper_around_the_model_is_a_callable_target(model, x):
+    def score(output):
+        return output[:, 1] - output[:, 2]
+
+    theirs = captum.attr.Saliency(lambda inputs: score(model(inputs))).attribute(x.clone().requires_grad_(), abs=False)
+    assert_equal(ak.attribute(model, x, "gradient", score).values, theirs.detach())
+
+
+def test_captum_leaves_the_inputs_changed_after_a_failure(model, x):
+    class Fails(Net):
+        def forward(self, x):
+            raise RuntimeError("on purpose")
+
+    broken, given = Fails().double(), x.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match="on purpose"):
+            captum.attr.Saliency(broken).attribute(given, target=CLASSES)
+    assert given.requires_grad
+    given = x.clone()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        ak.attribute(broken, given, "gradient", CLASSES)
+    assert not given.requires_grad
+
+
+def test_captum_keeps_training_mode_on(x):
+    """Dropout stays active in Captum unless the caller switches it off."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 12 * 12, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3)
+    ).double()
+    model.train()
+    one, other = (captums(captum.attr.Saliency, model, x, target=CLASSES) for _ in range(2))
+    assert_different(one, other)
+    maps = [ak.attribute(model, x, "gradient", CLASSES).values for _ in range(2)]
+    assert torch.equal(*maps)
+    assert model.training
+    assert_equal(maps[0].abs(), captums(captum.attr.Saliency, model.eval(), x, target=CLASSES))
+
+
+# -- Zennit ------------------------------------------------------------------------------------------------------------
+
+
+def test_zennits_gradient(model, x):
+    assert_equal(ak.attribute(model, x, "gradient", CLASSES).values, zennits(model, x))
+
+
+def test_zennits_composites(model, x):
+    for name, composite in (("guided_backprop", GuidedBackprop()), ("deconvnet", DeconvNet())):
+        assert_equal(ak.attribute(model, x, name, CLASSES).values, zennits(model, x, composite))
+
+
+def test_zennits_output_gradient_is_a_callable_target(model, x):
+    """A weighting of the outputs, constant or a function of them, is a score whose derivative it is."""
+    weights = random(2, 3, seed=60)
+    with Gradient(model=copy.deepcopy(model)) as made:
+        theirs = made(x.clone(), weights)[1].detach()
+    assert_equal(ak.attribute(model, x, "gradient", lambda output: (output * weights).sum(1)).values, theirs)
+    with Gradient(model=copy.deepcopy(model)) as made:
+        theirs = made(x.clone(), lambda output: output * F.one_hot(CLASSES, 3))[1].detach()
+    at = torch.arange(2)
+    found = ak.attribute(model, x, "gradient", lambda output: output[at, CLASSES] ** 2 / 2).values
+    assert_equal(found, theirs)
+
+
+@pytest.mark.parametrize("name", ["EpsilonPlusFlat", "EpsilonGammaBox", "EpsilonAlpha2Beta1", "Epsilon"])
+def test_zennits_relevance_composites(model, x, name, monkeypatch):
+    """Here the relevance starts as the score of the class, there as what the caller gives."""
+    import importlib
+    from pathlib import Path
+
+    import zennit.composites as theirs
+    from zennit.rules import Epsilon, Norm, Pass
+    from zennit.types import AvgPool, Linear
+
+    source = Path(__file__).parents[2] / "plugins" / "attribkit-lrp" / "src"
+    monkeypatch.syspath_prepend(str(source))
+    ours = importlib.import_module("attribkit_lrp.composites")
+    if name == "Epsilon":
+        composite = theirs.LayerMapComposite(
+            [(theirs.Activation, Pass()), (AvgPool, Norm()), ((theirs.Convolution, Linear), Epsilon())]
+        )
+    elif name == "EpsilonGammaBox":
+        composite = theirs.EpsilonGammaBox(low=-4.0, high=4.0)
+    else:
+        composite = getattr(theirs, name)()
+    options = {"low": -4.0, "high": 4.0} if name == "EpsilonGammaBox" else {}
+    found = ak.attribute(model, x, getattr(ours, f"Lrp{name}")(), CLASSES, **options).values
+    with Gradient(model=copy.deepcopy(model), composite=composite) as made:
+        relevance = made(x.clone(), lambda output: output * F.one_hot(CLASSES, 3))[1].detach()
+    assert_equal(found, relevance, 1e-9)
+    with Gradient(model=copy.deepcopy(model), composite=copy.deepcopy(composite)) as made:
+        of_one = made(x.clone(), F.one_hot(CLASSES, 3).to(x))[1].detach()
+    scores = model(x)[torch.arange(2), CLASSES].detach()
+    assert_equal(found, of_one * scores[:, None, None, None], 1e-9)
+
+
+def test_zennits_path_methods(model, x, monkeypatch):
+    import importlib
+    from pathlib import Path
+
+    source = Path(__file__).parents[2] / "plugins" / "attribkit-paths" / "src"
+    monkeypatch.syspath_prepend(str(source))
+    paths = importlib.import_module("attribkit_paths.paths")
+    noise = importlib.import_module("attribkit_paths.noise")
+    theirs = zennits(model, x, attributor=IntegratedGradients, n_iter=20)
+    for rule, equal in (("riemann_right", True), ("riemann_left", False), ("riemann_middle", False)):
+        found = ak.attribute(model, x, paths.IntegratedGradients(), CLASSES, steps=20, rule=rule).values
+        (assert_equal if equal else assert_nearly)(found, theirs)
+    # its first copy has no noise, and its range is that of each sample: without noise both are the gradient
+    theirs = zennits(model, x, attributor=SmoothGrad, noise_level=0.0, n_iter=3)
+    assert_equal(ak.attribute(model, x, noise.SmoothGrad(), CLASSES, noise=0.0, samples=3).values, theirs)
+
+
+def assert_nearly(found, expected):
+    assert 1e-6 < (found - expected).abs().max() / expected.abs().max() < 0.5
