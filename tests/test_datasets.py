@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attribkit import datasets
-from attribkit.datasets import FASHION_LABELS, open_images, read_idx, splits
+from attribkit.datasets import FASHION_LABELS, open_images, opening, read_idx, splits
 from attribkit.errors import ImageError, InputError, UnknownNameError
 
 
@@ -182,10 +181,10 @@ def test_the_sample_comes_with_the_package():
 
 
 def test_fashion_mnist_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "FASHION_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(opening, "FASHION_FOLDER", tmp_path / "absent")
     with pytest.raises(InputError, match="apt install dataset-fashion-mnist"):
         open_images("fashion-mnist")
-    monkeypatch.setattr(datasets, "FASHION_FOLDER", tmp_path)
+    monkeypatch.setattr(opening, "FASHION_FOLDER", tmp_path)
     with pytest.raises(InputError, match="holds no idx files"):
         open_images("fashion-mnist")
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import attribkit as ak
-from attribkit._idx import read_idx
+from attribkit.datasets._idx import read_idx
 from attribkit.errors import AttribkitError
 from attribkit.features._boxes import read_boxes
 from attribkit.features.crops import Crops

@@ -21,7 +21,7 @@ from fuzz_targets import ALLOWED, CORPUS, TARGETS, attempt, seeds
 from safetensors.torch import save
 
 import attribkit as ak
-from attribkit._idx import read_idx
+from attribkit.datasets._idx import read_idx
 from attribkit.errors import CheckpointError, ImageError
 from attribkit.images import read_image
 from attribkit.models.checkpoint import read_checkpoint
