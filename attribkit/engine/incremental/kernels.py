@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attribkit.engine.incremental import winograd
 from attribkit.engine.incremental.graph import Node
 
 #: An activation: oneDNN's name for it, its numbers, and how to apply it in place.
@@ -42,6 +43,8 @@ class Convolution:
         self._layouts: dict[bytes, Tensor] = {}
         self._prepared = False
         self._fused = False
+        self._may_be_tiled = False
+        self._winograd: winograd.Winograd | None = None
 
     def fold(self, scale: Tensor, shift: Tensor) -> None:
         """Follow the convolution by a scale and a shift of its output channels."""
@@ -54,12 +57,9 @@ class Convolution:
 
     def _prepare(self) -> None:
         self.weight = self.weight.contiguous(memory_format=torch.channels_last)
-        self._fused = (
-            self.weight.dtype == torch.float32
-            and self.weight.device.type == "cpu"
-            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-            and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        )
+        self._fused = _has_onednn(self.weight)
+        plain = (self.stride, self.dilation, self.groups) == ((1, 1), (1, 1), 1)
+        self._may_be_tiled = plain and self.weight.shape[2:] == (3, 3)
         self._prepared = True
 
     def __call__(self, x: Tensor, padding: tuple[int, int] | None = None) -> Tensor:
@@ -68,9 +68,19 @@ class Convolution:
             self._prepare()
         padding = self.padding if padding is None else padding
         if self._fused and x.numel():
+            if self._may_be_tiled:
+                padded = (len(x), x.shape[1], x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1])
+                if winograd.pays(padded, self.weight):
+                    return self._by_winograd(x, padding)
             return self._by_onednn(x, padding)
         y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         return apply(self.act, y)
+
+    def _by_winograd(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        if self._winograd is None:
+            self._winograd = winograd.Winograd(self.weight, self.bias)
+        x = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
+        return self._winograd(x.contiguous(memory_format=torch.channels_last), lambda y: apply(self.act, y))
 
     def _by_onednn(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
         packed = self._packed.get((padding, x.shape[2:]))
@@ -94,6 +104,41 @@ class Convolution:
             return packed
         layout = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
         return self._layouts.setdefault(layout, packed)
+
+
+class Linear:
+    """A linear layer with an activation after it.
+
+    Parameters
+    ----------
+    weight, bias
+        As for ``F.linear``; only read.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight.detach(), bias.detach() if bias is not None else None
+        self.act: Activation | None = None
+        self._fused = _has_onednn(weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the linear layer's output for ``x`` [B, C]."""
+        if self._fused and x.numel():
+            # where the weights lie as the model has them: laying large ones out anew costs more than it saves
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *(self.act or ("none", [], "")))
+            return y
+        return apply(self.act, F.linear(x, self.weight, self.bias))
+
+
+def _has_onednn(weight: Tensor) -> bool:
+    """Tell whether oneDNN's operations with activations take such weights."""
+    return (
+        weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.enabled
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
 
 
 def activation(node: Node) -> Activation | None:

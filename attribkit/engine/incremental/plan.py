@@ -25,7 +25,7 @@ COVERED = 0.85
 #: What `reshape` does where memory lies otherwise than in the recording.
 _VIEWS = frozenset({"view", "_unsafe_view"})
 
-_PRODUCTS = frozenset({"addmm", "mm", "bmm", "baddbmm"})
+_PRODUCTS = frozenset({"linear", "addmm", "mm", "bmm", "baddbmm"})
 
 
 class Plan:
@@ -200,7 +200,7 @@ class Plan:
             if output is None:
                 raise NotReplayable(f"{node.op} returns nothing")
             x = values[node.inputs[0]]
-            if node.op == "conv":
+            if node.op in ("conv", "linear"):
                 return {output: p["kernel"](x)}
             if node.op == "max_pool":
                 pooled = F.max_pool2d(x, p["size"], p["stride"], p["padding"], p["dilation"], p["ceil"])

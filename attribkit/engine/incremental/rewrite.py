@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attribkit.engine.incremental.graph import Graph, Node
-from attribkit.engine.incremental.kernels import Convolution, activation
+from attribkit.engine.incremental.kernels import Convolution, Linear, activation
 from attribkit.engine.incremental.record import Ref
 
 _BATCH_NORMS = frozenset(
@@ -65,7 +65,11 @@ def _is_copy(graph: Graph, node: Node) -> bool:
 
 def _recognise(graph: Graph, node: Node) -> None:
     """Give a call that is one of the operations known the form they have here."""
-    if node.op != "call" or not isinstance(node.leaves[0], Ref):
+    if node.op != "call":
+        return
+    if node.name in ("addmm", "mm"):
+        return _linear(graph, node)
+    if not isinstance(node.leaves[0], Ref):
         return
     source, output = node.leaves[0].index, node.outputs[0]
     if output is None or not graph.values[source].rows or len(node.inputs) != 1:
@@ -104,6 +108,18 @@ def _recognise(graph: Graph, node: Node) -> None:
             _become(node, "affine", scale=scale.to(dtype).view(view), shift=shift.to(dtype).view(view), act=None)
 
 
+def _linear(graph: Graph, node: Node) -> None:
+    """Recognise a product with the weights of a linear layer, as they lie there, and its bias."""
+    a = node.arguments()
+    x, weight, bias = a.get("mat1", a["self"]), a["mat2"], a["self"] if node.name == "addmm" else None
+    if not isinstance(x, Ref) or not isinstance(weight, Tensor) or not weight.t().is_contiguous():
+        return
+    if bias is not None and (not isinstance(bias, Tensor) or bias.ndim != 1 or len(bias) != weight.shape[1]):
+        return
+    if a.get("alpha", 1) == a.get("beta", 1) == 1 and graph.values[x.index].dtype == weight.dtype:
+        _become(node, "linear", kernel=Linear(weight.t(), bias))
+
+
 def _become(node: Node, op: str, **params: Any) -> None:
     node.op, node.params = op, params
     node.outputs = node.outputs[:1]
@@ -124,15 +140,17 @@ def _fold(graph: Graph) -> None:
             continue
         source = node.inputs[0]
         maker = makers.get(source)
-        if maker is None or len(consumers[source]) != 1 or source in results or maker.op not in ("conv", "affine"):
+        if maker is None or len(consumers[source]) != 1 or source in results or maker.op not in ("conv", "linear", "affine"):
             continue
         if maker.op == "affine" and node.op == "affine":
+            continue
+        if node.op == "affine" and maker.op == "linear":
             continue
         if node.op == "affine" and maker.params["kernel"].act is None:
             maker.params["kernel"].fold(node.params["scale"], node.params["shift"])
         elif node.op == "call" and len(node.inputs) == 1:
             act = activation(node)
-            held = maker.params["kernel"] if maker.op == "conv" else None
+            held = maker.params.get("kernel")
             if act is None or (held.act if held is not None else maker.params["act"]) is not None:
                 continue
             if held is not None:
