@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
+# The theme's makers tell of their next program at every build.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs
 STAMP := $(VENV)/.installed
 PIP_FLAGS ?= --quiet --disable-pip-version-check --no-input
 DEMO_OUT ?= attribkit-report
@@ -16,7 +18,7 @@ SHELF ?=
 FUZZ_SECONDS ?= 600
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types check images figures fields weights docs bench zoo shelf shelf-check mutants conformance fuzz soak clean distclean
+.PHONY: help venv demo test lint format types check images figures fields weights docs docs-serve commands bench zoo shelf shelf-check mutants conformance fuzz soak clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
@@ -71,8 +73,17 @@ weights: $(STAMP)  ## train zfnet-fashion as it is shipped, in about 45 minutes,
 		--lr 0.004 --epochs 14 --patience 1 --min-delta 0.0005 --anneal 0.3 --threads 2 --workers 1 --seed 1
 	$(VENV)/bin/python tests/ship_weights.py out/weights/fashion-run2 out/weights/fashion-run
 
-docs: $(STAMP)  ## check the documentation: every relative link leads somewhere
-	$(VENV)/bin/python docs/check_links.py README.md CHANGELOG.md docs/*.md docs/*/*.md
+docs: $(STAMP)  ## build the documentation in out/site, and check its links, its commands and that it needs no network
+	$(VENV)/bin/python docs/check_links.py README.md CHANGELOG.md docs/*.md docs/*/*.md plugins/*/README.md
+	$(VENV)/bin/python docs/make_commands.py --check
+	$(MKDOCS) build --strict --config-file .mkdocs.yml
+	$(VENV)/bin/python docs/check_site.py out/site
+
+docs-serve: $(STAMP)  ## show the documentation on http://127.0.0.1:8000, and again after each change
+	$(MKDOCS) serve --config-file .mkdocs.yml
+
+commands: $(STAMP)  ## write docs/commands.md, the help of every command
+	$(VENV)/bin/python docs/make_commands.py
 
 bench: $(STAMP)  ## run the benchmarks, in about two hours, and write docs/benchmarks.md
 	$(RUN) pytest -s -o python_files='bench_*.py' tests/benchmarks

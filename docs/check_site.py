@@ -3,7 +3,7 @@
 Usage: ``python docs/check_site.py out/site``. Prints each fault and exits with 1 if there is one. Needs the standard
 library alone.
 
-- Every link, picture, script and style that a page or a style sheet names is a file of the site, and every anchor is there.
+- Every link, picture, script and style that a page or a style sheet names is a file of the site, every anchor is there.
 - Nothing is loaded from another host. (A link to one is no load: it waits for a click.)
 - Every picture says what it shows.
 - No text looks like Markdown that the renderer did not take for it: a list without a blank line before it, a table
@@ -21,7 +21,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)
-_LOADS = {"img": ("src", "srcset"), "script": ("src",), "source": ("src", "srcset"), "iframe": ("src",), "video": ("src",)}
+_SOURCES = ("src", "srcset")
+_LOADS = dict.fromkeys(("audio", "embed", "iframe", "img", "input", "script", "source", "track", "video"), _SOURCES)
 _CSS_URL = re.compile(r"url\(\s*['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)")
 _LEFT = re.compile(
     r"^(?:[-*+] |\d+\. )\S"  # a list's item

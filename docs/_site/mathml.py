@@ -12,7 +12,8 @@ from mkdocs.exceptions import PluginError
 _EQUATION = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">(?:\\\((?P<inline>.*?)\\\)|\\\[(?P<display>.*?)\\\])</(?P=tag)>', re.DOTALL
 )
-_UNKNOWN = {r"\arg": r"\operatorname{arg}\,"}  # what the converter does not know
+# What the converter does not know, and a sign that few fonts have.
+_UNKNOWN = {r"\arg": r"\operatorname{arg}\,", r"\setminus": r"\smallsetminus"}
 
 
 def on_page_content(content: str, page: Any, **rest: Any) -> str:

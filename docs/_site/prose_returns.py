@@ -1,7 +1,7 @@
 """An extension of griffe, which reads the docstrings for the API reference.
 
-numpydoc puts a type on the first line of what a function returns, and prose below it, indented. Where types stand in the
-signature, the docstrings of attribkit say what is returned in prose alone. This puts the signature's type before it.
+numpydoc puts a type on the first line of what a function returns, and prose below it, indented. The docstrings of
+attribkit say in prose alone what is returned, as the types stand in the signature. This puts the type before the prose.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 
 import griffe
 
-_SECTION = re.compile(r"(?P<head>^(?:Returns|Yields)\n-+\n)(?P<body>.*?)(?=\n\n[A-Z][\w ]+\n-+\n|\Z)", re.MULTILINE | re.DOTALL)
+_SECTION = re.compile(
+    r"(?P<head>^(?:Returns|Yields)\n-+\n)(?P<body>.*?)(?=\n\n[A-Z][\w ]+\n-+\n|\Z)", re.MULTILINE | re.DOTALL
+)
 
 
 class ProseReturns(griffe.Extension):

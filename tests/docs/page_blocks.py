@@ -23,7 +23,7 @@ NOT_RUN = re.compile(r"<!--\s*not run:(?P<reason>.*?)-->", re.DOTALL)
 
 @dataclass(frozen=True)
 class Block:
-    """One block: its language (``setup`` for a comment's code), its text, its first line's number, why it is not run."""
+    """A block: its language (``setup`` for a comment's code), its text, its first line's number, why it is not run."""
 
     page: Path
     language: str
@@ -37,8 +37,8 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Return the pages that users read: README.md, and every page under docs/ that is written by hand or script."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+    """Return the pages that users read: the READMEs, and every page under docs/, written by hand or script."""
+    return [ROOT / "README.md", *sorted(ROOT.glob("plugins/*/README.md")), *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
 def blocks_of(page: Path) -> list[Block]:
