@@ -1,4 +1,4 @@
-"""The site that ``make docs`` builds: its pages, its hooks, the check of what was built, the search without a server."""
+"""The site that ``make docs`` builds: pages, hooks, the check of what was built, the search without a server."""
 
 from __future__ import annotations
 
