@@ -13,6 +13,7 @@ from attribkit.cli._group import LazyGroup
 _COMMANDS = {
     "explain": "attribkit.cli.explain:explain",
     "demo": "attribkit.cli.demo:demo",
+    "app": "attribkit.cli.app:app",
     "methods": "attribkit.cli.methods:methods",
     "inspect": "attribkit.cli.inspect_:inspect_",
     "features": "attribkit.cli.features:features",

@@ -1,0 +1,155 @@
+"""Maps over a picture, drawn as somebody asked: the same values, other colours. Needs no torch."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from attribkit.app.view import Display
+from attribkit.report import figures
+from attribkit.report.overlay import _font, _wrapped
+
+Array = NDArray[Any]
+
+FADE = 12.0
+"""How much sooner than strong places the weak ones let the picture through."""
+
+LEAST = 480
+"""The least width of a figure in pixels."""
+
+
+def strength(values: Array, sign: str) -> Array:
+    """Return what is drawn of one attribution [C, H, W] at each pixel: [H, W].
+
+    ``signed`` is the sum over channels, ``positive`` and ``negative`` the part of it with that sign (as a magnitude),
+    ``absolute`` the sum over channels of ``|values|``.
+    """
+    if sign == "absolute":
+        return figures.magnitude(values)
+    heat = figures.finite(values)[0].sum(axis=0)
+    if sign == "positive":
+        return np.asarray(heat.clip(min=0))
+    return np.asarray((-heat).clip(min=0)) if sign == "negative" else np.asarray(heat)
+
+
+def limit_of(heat: Array, percentile: float) -> float:
+    """Return the strength at which colours saturate: a percentile of the non-zero ones, 0 where none is."""
+    found = np.abs(heat)
+    found = found[found > 0]
+    return float(np.percentile(found, percentile)) if found.size else 0.0
+
+
+def draw(view: Image.Image, values: Array, display: Display | None = None) -> Image.Image:
+    """Draw an attribution over the picture.
+
+    Parameters
+    ----------
+    view
+        What the model was shown, of the attribution's height and width.
+    values
+        One attribution [C, H, W].
+    display
+        How; None: the defaults.
+    """
+    display = display or Display()
+    heat = strength(values, display.sign)
+    unit = figures.scaled(heat, limit_of(heat, display.percentile))
+    if display.sign == "signed":
+        colours = figures.coloured(unit * 0.5 + 0.5, figures.SIGNED_COLOURS)
+    else:
+        colours = figures.coloured(unit, figures.MAGNITUDE_COLOURS)
+    # an opacity of 1 hides the picture and 0 the map; between, weak places are fainter than strong ones
+    exponent = 1.0 + FADE * (1.0 - np.abs(unit))
+    alpha = np.where(display.opacity > 0, np.power(max(display.opacity, 1e-9), exponent), 0.0)[..., None]
+    # the picture is drawn grey, so that every colour is the map's
+    grey = np.asarray(view.convert("L").convert("RGB"), dtype=np.float64)
+    mixed = grey * (1 - alpha) + np.asarray(colours.convert("RGB"), dtype=np.float64) * alpha
+    return Image.fromarray(np.round(mixed).astype(np.uint8))
+
+
+def figure(
+    view: Image.Image, values: Array, display: Display | None = None, title: str = "", details: str = ""
+) -> bytes:
+    """Draw an attribution over the picture, with a caption and the scale of its colours: a PNG that stands on its own.
+
+    Parameters
+    ----------
+    view, values, display
+        As for `draw`.
+    title, details
+        The caption; long lines are wrapped.
+    """
+    display = display or Display()
+    drawn = draw(view, values, display)
+    factor = max(1, -(-LEAST // drawn.width))
+    drawn = drawn.resize((drawn.width * factor, drawn.height * factor), Image.Resampling.NEAREST)
+    return _captioned(drawn, title, details, display, limit_of(strength(values, display.sign), display.percentile))
+
+
+def scale(sign: str) -> Image.Image:
+    """Return the scale of a kind of map as a strip, low values on the left."""
+    signed = sign == "signed"
+    ramp = np.repeat(np.linspace(0.0, 1.0, 255)[None], 8, axis=0)
+    return figures.coloured(ramp, figures.SIGNED_COLOURS if signed else figures.MAGNITUDE_COLOURS).convert("RGB")
+
+
+def ends(sign: str, limit: float) -> tuple[str, str]:
+    """Return what stands at both ends of the scale."""
+    high = f"{limit:.3g}"
+    if sign == "signed":
+        return f"\N{MINUS SIGN}{high}", f"+{high}"
+    return "0", f"\N{MINUS SIGN}{high}" if sign == "negative" else high
+
+
+def thumbnail(values: Array, signed: bool) -> Image.Image:
+    """Draw one feature map [h, w], a pixel a unit: by sign, or dark at zero."""
+    values = figures.finite(values)[0]
+    top = float(np.abs(values).max()) or 1.0
+    if signed:
+        return figures.coloured(values / top * 0.5 + 0.5, figures.SIGNED_COLOURS)
+    return figures.coloured(values / top, figures.MAGNITUDE_COLOURS)
+
+
+def reconstruction(values: Array, percentile: float) -> Image.Image:
+    """Draw a projection [C, H, W] as an image around mid-grey, which is zero."""
+    values = figures.finite(values)[0]
+    shown = values if len(values) == 3 else values.mean(axis=0, keepdims=True).repeat(3, axis=0)
+    unit = figures.scaled(shown, limit_of(shown, percentile)) * 0.5 + 0.5
+    return Image.fromarray(np.round(np.moveaxis(unit, 0, -1) * 255).astype(np.uint8))
+
+
+def _captioned(picture: Image.Image, title: str, details: str, display: Display, limit: float) -> bytes:
+    margin, small = 14, _font(12)
+    lines = [(line, _font(16, True), "#1a1a1a", 24) for line in _wrapped(title, _font(16, True), picture.width - 28)]
+    lines += [(line, small, "#4a4a4a", 18) for line in _wrapped(details, small, picture.width - 28)]
+    top = picture.height + 12
+    canvas = Image.new("RGB", (picture.width, top + sum(height for *_, height in lines) + 40), "white")
+    canvas.paste(picture, (0, 0))
+    pen = ImageDraw.Draw(canvas)
+    for line, font, colour, height in lines:
+        pen.text((margin, top), line, fill=colour, font=font)
+        top += height
+    _scale_at(canvas, pen, (margin, top + 8), display, limit, small)
+    file = io.BytesIO()
+    canvas.save(file, "PNG")
+    return file.getvalue()
+
+
+def _scale_at(
+    canvas: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    display: Display,
+    limit: float,
+    font: ImageFont.FreeTypeFont | Any,
+) -> None:
+    low, high = ends(display.sign, limit)
+    left = at[0] + round(pen.textlength(low, font=font)) + 8
+    width = min(200, canvas.width // 3)
+    canvas.paste(scale(display.sign).resize((width, 9)), (left, at[1] + 3))
+    pen.text(at, low, fill="#4a4a4a", font=font)
+    pen.text((left + width + 8, at[1]), f"{high}   {display.sign}", fill="#4a4a4a", font=font)

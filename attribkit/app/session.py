@@ -1,0 +1,257 @@
+"""What one open page looks at: its own view, picture and results. Users share nothing but the loaded models."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from attribkit.app import links, pictures
+from attribkit.app.jobs import Job
+from attribkit.app.pictures import Picture
+from attribkit.app.shelf import Shelf, Shown
+from attribkit.app.subject import FeatureMaps, Found, Subject, UnitFound
+from attribkit.app.top import Mined, Patch
+from attribkit.app.view import UPLOADED, View
+from attribkit.errors import AttribkitError, InputError, did_you_mean
+
+
+class Session:
+    """One open page.
+
+    Parameters
+    ----------
+    shelf
+        The models.
+    mined
+        What was mined of a data set, or None.
+
+    Attributes
+    ----------
+    view
+        What is looked at.
+    subject
+        The view's model with its picture; None before the first is loaded.
+    job
+        The occlusion under way, or None.
+    item
+        What is chosen to be taken away.
+    """
+
+    def __init__(self, shelf: Shelf, mined: Mined | None = None) -> None:
+        self.shelf, self.mined = shelf, mined
+        self.view = default_view(shelf)
+        self.subject: Subject | None = None
+        self.job: Job[Found] | None = None
+        self.item: str | None = None
+        self._upload: Picture | None = None
+        self._lock = threading.RLock()
+        self._turns: dict[str, int] = {}
+        self._failures: dict[int | None, dict[str, str]] = {}
+
+    # -- taking turns: a computation whose question is no longer asked shows nothing -----------------------------------
+
+    def begin(self, *areas: str) -> dict[str, int]:
+        """Note that something else is asked in these areas of the page; return what `current` takes."""
+        with self._lock:
+            for area in areas:
+                self._turns[area] = self._turns.get(area, 0) + 1
+            return {area: self._turns[area] for area in areas}
+
+    def current(self, turns: Mapping[str, int], area: str) -> bool:
+        """Tell whether nothing else was asked in an area since `begin`."""
+        with self._lock:
+            return self._turns.get(area) == turns.get(area)
+
+    def change(self, **changes: Any) -> None:
+        """Change fields of the view; those of the display go with ``display=``.
+
+        Raises
+        ------
+        InputError
+            A field cannot have that value: the view stays as it was.
+        """
+        with self._lock:
+            self.view = replace(self.view, **changes)
+
+    # -- what the page's controls ask ----------------------------------------------------------------------------------
+
+    def open(self, query: Mapping[str, str]) -> list[str]:
+        """Show what a link says, as far as that is possible; return what was not, a line each."""
+        default = default_view(self.shelf)
+        wanted, complaints = links.from_query(query, default)
+        if wanted.picture == UPLOADED:
+            complaints.append(
+                "the link was made for an uploaded picture, which no link can hold: a sample is shown; "
+                "drop the picture again to see it with the rest of the view"
+            )
+        elif wanted.picture not in pictures.samples():
+            complaints.append(f"the link's picture {wanted.picture!r} is no sample's")
+            wanted = replace(wanted, picture=default.picture)
+        wanted, wrong = _known_methods(wanted, default)
+        complaints += wrong
+        try:
+            self._load(wanted, keep=True)
+        except Exception as error:
+            if (wanted.model, wanted.weights) == (default.model, default.weights):
+                raise
+            complaints.append(str(error))
+            self._load(replace(default, picture=wanted.picture, display=wanted.display), keep=False)
+        subject = self._loaded()
+        if self.view.layer is not None and self.view.layer not in subject.shown.layers:
+            try:
+                subject.feature_maps(self.view.layer)
+            except AttribkitError as error:
+                complaints.append(str(error))
+                self.change(layer=None, channel=None)
+        return complaints
+
+    def choose_model(self, model: str, weights: str = "") -> None:
+        """Show another model; a sample that it cannot make sense of gives way to one that it can."""
+        if self.subject is not None and (model, weights) == (self.view.model, self.view.weights):
+            return
+        self._load(replace(self.view, model=model, weights=weights), keep=False)
+
+    def choose_sample(self, key: str) -> None:
+        """Show a sample picture."""
+        pictures.sample(key)
+        self._load(replace(self.view, picture=key, target=None, channel=None), keep=True)
+
+    def upload(self, path: str) -> None:
+        """Show somebody's own picture."""
+        picture = pictures.uploaded(path)
+        waited = self.view.picture == UPLOADED and self._upload is None  # a link was opened that is for this picture
+        self._upload = picture
+        kept = self.view if waited else replace(self.view, target=None, channel=None)
+        self._load(replace(kept, picture=UPLOADED), keep=True)
+
+    def choose_class(self, index: int | None) -> None:
+        """Explain another class; the most probable one is explained by default."""
+        answer = self._loaded().answer
+        if answer is None:
+            raise InputError("the model gives no class scores: there is no class to explain")
+        if index is not None and index >= len(answer.probabilities):
+            raise InputError(f"class {index} is out of range: the model has {len(answer.probabilities)} classes")
+        self.change(target=None if index == answer.top[0][0] else index)
+
+    def choose_methods(self, names: Sequence[str]) -> None:
+        """Show other methods' maps."""
+        self.change(methods=tuple(names))
+
+    def choose_layer(self, layer: str) -> None:
+        """Look at another layer."""
+        self._loaded().feature_maps(layer)  # says what is wrong with it
+        self.change(layer=layer, channel=None)
+
+    def choose_channel(self, channel: int) -> None:
+        """Look at another feature map."""
+        count = len(self.feature_maps().maps)
+        if not 0 <= channel < count:
+            raise InputError(f"feature map {channel} is out of range: {self.layer} has {count}, 0 to {count - 1}")
+        self.change(channel=channel)
+
+    # -- what it looks at ----------------------------------------------------------------------------------------------
+
+    @property
+    def shown(self) -> Shown:
+        """The model."""
+        return self._loaded().shown
+
+    @property
+    def target(self) -> int | None:
+        """The class that is explained; None where the model gives no class scores."""
+        if self.view.target is not None:
+            return self.view.target
+        answer = self._loaded().answer
+        return None if answer is None else answer.top[0][0]
+
+    @property
+    def layer(self) -> str:
+        """The layer that is looked at."""
+        layers = self.shown.layers
+        return self.view.layer or layers[len(layers) // 2]  # the middle: small fields, and features worth the name
+
+    @property
+    def channel(self) -> int:
+        """The feature map that is looked at."""
+        return self.view.channel if self.view.channel is not None else self.feature_maps().order[0]
+
+    def feature_maps(self) -> FeatureMaps:
+        """Return the layer's feature maps."""
+        return self._loaded().feature_maps(self.layer)
+
+    def unit(self) -> UnitFound:
+        """Return the feature map's projection."""
+        return self._loaded().unit(self.layer, self.channel, self.view.projector)
+
+    def patches(self) -> list[Patch] | None:
+        """Return the patches that excite the feature map most; None where no fitting folder was given."""
+        if self.mined is None or not self.mined.fits(self.shown):
+            return None
+        return self.mined.patches(self.layer, self.channel)
+
+    def failures(self, target: int | None) -> dict[str, str]:
+        """Return why methods failed to explain a class, by name; more may be noted there."""
+        return self._failures.setdefault(target, {})
+
+    def query(self) -> str:
+        """Return the view as the query of an address."""
+        return links.to_query(self.view, default_view(self.shelf))
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _loaded(self) -> Subject:
+        if self.subject is None:
+            raise InputError("no model is loaded: choose one")
+        return self.subject
+
+    def _load(self, wanted: View, keep: bool) -> None:
+        """Load the model and the picture of a view, and then show it; a failure leaves everything as it was.
+
+        Parameters
+        ----------
+        wanted
+            The view.
+        keep
+            Whether what belongs to a model (class, layer, channel) is kept.
+        """
+        shown = self.shelf.get(wanted.model, wanted.weights)
+        picture = self._picture(wanted.picture)
+        if picture.kind and picture.kind != shown.kind and not keep:
+            picture = pictures.fitting(shown.kind)
+        subject = Subject(shown, picture)
+        answer = subject.answer
+        if not keep:
+            wanted = replace(wanted, target=None, layer=None, channel=None)
+        if wanted.target is not None and (answer is None or wanted.target >= len(answer.probabilities)):
+            count = 0 if answer is None else len(answer.probabilities)
+            raise InputError(f"class {wanted.target} is out of range: {wanted.model} has {count} classes")
+        if wanted.picture != UPLOADED or self._upload is not None:
+            wanted = replace(wanted, picture=picture.key)
+        with self._lock:
+            self.subject, self.view = subject, wanted
+            self._failures.clear()
+
+    def _picture(self, key: str) -> Picture:
+        if key != UPLOADED:
+            return pictures.sample(key)
+        return self._upload if self._upload is not None else pictures.sample("photograph")
+
+
+def default_view(shelf: Shelf) -> View:
+    """Return what a page without a query shows: the first model, with a picture that it can make sense of."""
+    model = shelf.choices[0]
+    return View(model=model, picture=pictures.fitting("fashion").key if model == "zfnet-fashion" else "photograph")
+
+
+def _known_methods(view: View, default: View) -> tuple[View, list[str]]:
+    """Return the view without methods that there are not, and what is wrong with it."""
+    import attribkit
+
+    known = attribkit.methods()
+    unknown = [name for name in dict.fromkeys((*view.methods, view.projector)) if name not in known]
+    complaints = [f"there is no method {name!r}: {did_you_mean(name, known)}" for name in unknown]
+    methods = tuple(name for name in view.methods if name in known)
+    projector = view.projector if view.projector in known else default.projector
+    return replace(view, methods=methods or default.methods, projector=projector), complaints

@@ -1,0 +1,295 @@
+"""The page: gradio's controls around the parts that `attribkit.app.pages` writes. What they do is in `actions`."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from attribkit.app import actions, pages
+from attribkit.app.actions import Field
+from attribkit.app.session import Session
+from attribkit.app.shelf import Shelf
+from attribkit.app.top import Mined
+from attribkit.app.view import SIGNS, WINDOW, Display
+from attribkit.cli._group import describe
+from attribkit.report.sections import method_title
+
+Action = Callable[..., actions.Changes]
+
+FORGOTTEN = "The server has forgotten this page, as after a restart: reload it, and its address restores the view."
+
+TOGETHER = 4
+"""How many users' computations run at the same time; others wait for their turn."""
+
+
+class Page:
+    """The page and its events.
+
+    Parameters
+    ----------
+    shelf
+        The models.
+    mined
+        What was mined of a data set, or None.
+    debug
+        Whether tracebacks of unexpected errors go to stderr.
+    """
+
+    def __init__(self, shelf: Shelf, mined: Mined | None = None, debug: bool = False) -> None:
+        self.shelf, self.mined, self.debug = shelf, mined, debug
+        self.parts: dict[str, Any] = {}
+        with gr.Blocks(title="attribkit: look inside a network", analytics_enabled=False) as self.blocks:
+            self.session = gr.State(None, time_to_live=6 * 3600)
+            self._build()
+            self._connect()
+
+    # -- what there is -------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        gr.HTML(pages.header(), js_on_load=pages.asset("header.js"), elem_id="header")
+        self._html("notice", js=None)
+        self._html("address", asset="address.js")
+        with gr.Row(elem_id="shell"):
+            with gr.Column(elem_id="main"):
+                self._html("answer")
+                with gr.Tabs(elem_id="tabs") as tabs:
+                    self.parts["tab"] = tabs
+                    with gr.Tab("Class maps", id="maps") as maps:
+                        self._html("maps", js=None)
+                    with gr.Tab("Feature maps", id="units") as units:
+                        self._units()
+                    with gr.Tab("Occlusion", id="occlusion") as occlusion:
+                        self._occlusion()
+                    with gr.Tab("Save and share", id="save") as save:
+                        self._save()
+                self.tabs = {"maps": maps, "units": units, "occlusion": occlusion, "save": save}
+                self._display()
+            with gr.Column(elem_id="settings"):
+                self._settings()
+
+    def _settings(self) -> None:
+        import attribkit
+
+        gr.HTML("<h2>What to look at</h2>")
+        add = self.parts.__setitem__
+        add(
+            "model",
+            gr.Dropdown(
+                self.shelf.choices,
+                value=self.shelf.choices[0],
+                label="Model",
+                info="or write any name: timm/resnet18, torchvision/vgg16",
+                allow_custom_value=True,
+                elem_id="model",
+            ),
+        )
+        names = self.shelf.checkpoints
+        choices = [("the model's own", ""), *((name, name) for name in names)]
+        add("weights", gr.Dropdown(choices, value="", label="Weights", visible=bool(names), elem_id="weights"))
+        self._html("samples")
+        add(
+            "upload",
+            gr.File(label="Or drop your own picture here", file_types=["image"], height=118, elem_id="upload"),
+        )
+        add("target", gr.Dropdown([], label="Class to explain", elem_id="target"))
+        methods = [(method_title(name), name) for name in attribkit.methods()]
+        add("methods", gr.CheckboxGroup(methods, label="Methods", elem_id="methods"))
+
+    def _units(self) -> None:
+        with gr.Row(elem_id="unit-controls"):
+            self.parts["layer"] = gr.Dropdown(
+                [],
+                label="Layer",
+                allow_custom_value=True,
+                elem_id="layer",
+                min_width=150,
+            )
+            self.parts["channel"] = gr.Number(
+                label="Feature map", precision=0, minimum=0, elem_id="channel", min_width=110
+            )
+            self.parts["projector"] = gr.Dropdown(
+                [(method_title(name), name) for name in pages.projectors()],
+                value="deconvnet",
+                label="Projected by",
+                elem_id="projector",
+                min_width=150,
+            )
+        self._html("feature_maps")
+        self._html("unit", js=None)
+
+    def _occlusion(self) -> None:
+        with gr.Row(elem_id="occlusion-controls"):
+            for name, label, least in (("window", "Side of the square", WINDOW[0]), ("stride", "Its step", 1)):
+                self.parts[name] = gr.Number(
+                    label=label,
+                    info="pixels; empty: by the picture",
+                    precision=0,
+                    minimum=least,
+                    maximum=WINDOW[1],
+                    elem_id=name,
+                    min_width=150,
+                )
+            self.parts["run"] = gr.Button("Start", variant="primary", elem_id="run", min_width=110)
+            self.parts["stop"] = gr.Button("Stop", variant="stop", visible=False, elem_id="stop", min_width=110)
+        self._html("occlusion", asset="hover.js")
+
+    def _save(self) -> None:
+        self._html("link", js=pages.asset("link.js") + pages.asset("copy.js"))
+        self.parts["item"] = gr.Dropdown([], label="What to take away", elem_id="item")
+        with gr.Row(elem_id="save-buttons"):
+            self.buttons = {
+                what: gr.Button(label, elem_id=f"save-{what}", min_width=110)
+                for what, label in (("map", "Map (.safetensors)"), ("figure", "Figure (.png)"), ("code", "Code (.py)"))
+            }
+        self._html("code", asset="copy.js")
+        self._html("parcel", asset="parcel.js")
+
+    def _display(self) -> None:
+        with gr.Row(elem_id="display"):
+            self.parts["sign"] = gr.Radio(list(SIGNS), value=Display().sign, label="Sign", elem_id="sign")
+            self.parts["opacity"] = gr.Slider(0, 1, 0.85, step=0.05, label="Opacity", elem_id="opacity")
+            self.parts["percentile"] = gr.Slider(80, 100, 99.5, step=0.5, label="Percentile", elem_id="percentile")
+
+    def _html(self, name: str, asset: str = "pick.js", js: str | None = "") -> None:
+        script = pages.asset(asset) if js == "" else js
+        self.parts[name] = gr.HTML("", js_on_load=script, elem_id=name, padding=False)
+
+    # -- what it does --------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        part = self.parts
+
+        def on(listener: Any, action: Action, *inputs: str, then: bool = False, **more: Any) -> None:
+            given = [self.session, *(part[name] for name in inputs)]
+            done = listener(self._handler(action), given, [*part.values()], **{**_QUIET, **more})
+            if then:
+                self._then_occlude(done)
+
+        def picked(session: Session | None, event: gr.EventData) -> Iterator[Any]:
+            data: Any = event
+            yield from self._handler(actions.picked)(session, str(data.kind), str(data.value))
+
+        self._then_occlude(self.blocks.load(self._opened, None, [self.session, *part.values()], **_QUIET))
+        for name in ("answer", "samples", "feature_maps"):
+            self._then_occlude(part[name].pick(picked, self.session, [*part.values()], **_QUIET))
+        on(part["model"].input, actions.model_chosen, "model", "weights", then=True, **_LAST)
+        on(part["weights"].input, actions.model_chosen, "model", "weights", then=True, **_LAST)
+        on(part["upload"].upload, actions.uploaded, "upload", then=True)
+        on(part["target"].input, actions.class_chosen, "target", then=True, **_LAST)
+        on(part["methods"].input, actions.methods_chosen, "methods", **_LAST)
+        on(part["layer"].input, actions.layer_chosen, "layer", **_LAST)
+        on(part["channel"].input, actions.channel_chosen, "channel", **_LAST)
+        on(part["projector"].input, actions.projector_chosen, "projector", **_LAST)
+        for name in ("opacity", "sign", "percentile"):
+            on(part[name].input, actions.displayed, "opacity", "sign", "percentile", **_LAST)
+        on(part["run"].click, actions.occlude, "window", "stride", **_OCCLUDING)
+        part["stop"].click(self._stop, self.session, None, queue=False, **_QUIET)
+        on(part["item"].input, actions.item_chosen, "item", **_LAST)
+        for what, button in self.buttons.items():
+            on(button.click, lambda session, key, what=what: actions.saved(session, key, what), "item")
+        for tab, element in self.tabs.items():
+            on(element.select, lambda session, tab=tab: actions.tab_chosen(session, tab), then=True)
+
+    def _then_occlude(self, event: Any) -> None:
+        action = self._handler(actions.occlusion_wanted)
+        event.then(action, self.session, [*self.parts.values()], **_QUIET, **_OCCLUDING)
+
+    def _opened(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        session = Session(self.shelf, self.mined)
+        yield {self.session: session}
+        yield from self._handler(actions.opened)(session, dict(request.query_params))
+
+    def _handler(self, action: Action) -> Callable[..., Iterator[dict[Any, Any]]]:
+        """Return an action as gradio calls it; an error becomes a message in the page."""
+
+        def handle(session: Session | None, *values: Any) -> Iterator[dict[Any, Any]]:
+            if session is None:
+                yield {self.parts["notice"]: pages.notice(errors=[FORGOTTEN])}
+                return
+            changed = False
+            try:
+                for changes in action(session, *values):
+                    changed = True
+                    yield {self.parts[name]: _update(name, value) for name, value in changes.items()}
+            except Exception as error:
+                if self.debug:
+                    traceback.print_exception(error)
+                changed = True
+                yield {self.parts["notice"]: pages.notice(errors=[describe(error)])}
+            if not changed:
+                yield {self.parts["parcel"]: gr.skip()}
+
+        return handle
+
+    @staticmethod
+    def _stop(session: Session | None) -> None:
+        if session is not None:
+            actions.stop(session)
+
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_LAST: dict[str, Any] = {"trigger_mode": "always_last"}
+_OCCLUDING: dict[str, Any] = {"concurrency_id": "occlusion", "concurrency_limit": TOGETHER}
+
+
+def _update(name: str, value: Any) -> Any:
+    if not isinstance(value, Field):
+        return value
+    if name == "tab":
+        return gr.Tabs(selected=value.value)
+    changes: dict[str, Any] = {}
+    if value.value is not None or value.clear:
+        changes["value"] = value.value
+    if value.choices is not None:
+        changes["choices"] = list(value.choices)
+    if value.visible is not None:
+        changes["visible"] = value.visible
+    return gr.update(**changes)
+
+
+def theme() -> Any:
+    """Return the page's colours and fonts: only those that are on the reader's machine."""
+    sans = [
+        "system-ui",
+        "-apple-system",
+        "Segoe UI",
+        "Roboto",
+        "Helvetica Neue",
+        "Noto Sans",
+        "DejaVu Sans",
+        "sans-serif",
+    ]
+    base = gr.themes.Base(
+        primary_hue="sky", neutral_hue="stone", font=sans, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"]
+    )
+    colours = {
+        "body_background_fill": "paper",
+        "body_text_color": "ink",
+        "body_text_color_subdued": "soft",
+        "background_fill_primary": "paper",
+        "background_fill_secondary": "panel",
+        "border_color_primary": "rule",
+        "block_background_fill": "paper",
+        "block_label_text_color": "ink",
+        "block_title_text_color": "ink",
+        "block_info_text_color": "soft",
+        "input_background_fill": "panel",
+        "input_border_color": "rule",
+        "checkbox_label_background_fill": "panel",
+        "checkbox_label_background_fill_selected": "tint",
+        "checkbox_label_text_color": "ink",
+        "checkbox_label_text_color_selected": "ink",
+        "checkbox_background_color_selected": "accent",
+        "checkbox_border_color_selected": "accent",
+        "slider_color": "bar",
+        "button_primary_background_fill": "accent",
+        "button_primary_text_color": "paper",
+        "button_secondary_background_fill": "panel",
+        "button_secondary_text_color": "ink",
+    }
+    values = {name: f"var(--ak-{colour})" for name, colour in colours.items()}
+    dark = {f"{name}_dark": value for name, value in values.items()}
+    return base.set(**values, **dark)
