@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+import types
 
 import page_blocks
 import pytest
@@ -156,12 +157,9 @@ def test_equations():
     text = re.sub(r"<[^>]+>", " ", found)
     assert text.split()[:2] == ["arg", "max"]
 
-    class Page:
-        class file:
-            src_uri = "a.md"
-
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="a.md"))
     with pytest.raises(Exception, match=r"a\.md: no MathML for \\nosuchthing in the equation"):
-        mathml.on_page_content(r'<span class="arithmatex">\(\nosuchthing x\)</span>', page=Page)
+        mathml.on_page_content(r'<span class="arithmatex">\(\nosuchthing x\)</span>', page=page)
 
 
 def test_notebooks_become_pages():
@@ -194,21 +192,20 @@ def test_notebooks_become_pages():
 
 def test_names_lead_to_the_reference():
     names = load(DOCS / "_site" / "names.py")
-    names._pages["attribkit.attribute"] = "api/attribution.html"
+    names._pages.update({"attribkit.attribute": "api/attribution.html", "attribkit.Unit": "api/attribution.html"})
 
-    class Page:
-        url = "paper/index.html"
+    def linked(content, page):
+        file = types.SimpleNamespace(src_uri=page.replace(".html", ".md"))
+        return names.on_page_content(content, page=types.SimpleNamespace(url=page, file=file))
 
-        class file:
-            src_uri = "paper/index.md"
-
-    given = (
-        "<p><code>ak.attribute(model)</code> <code>attribkit.other</code> <a href='x'><code>ak.attribute</code></a></p>"
-    )
-    assert names.on_page_content(given, page=Page) == given.replace(
-        "<p><code>ak.attribute(model)</code>",
-        '<p><a class="name" href="../api/attribution.html#attribkit.attribute"><code>ak.attribute(model)</code></a>',
-    )
+    given = "<p><code>ak.attribute(m)</code> <code>attribkit.other</code> <code>Unit</code></p>"
+    given += "<a href='x'><code>ak.attribute</code></a><h2><code>ak.attribute</code></h2>"
+    whole = "<code>ak.attribute(m)</code>"
+    link = f'<a class="name" href="../api/attribution.html#attribkit.attribute">{whole}</a>'
+    assert linked(given, "paper/index.html") == given.replace(whole, link)
+    docstring = "<p><code>Unit</code> <code>attribute</code></p><b><code>Unit</code></b>"
+    link = '<a class="name" href="attribution.html#attribkit.Unit"><code>Unit</code></a>'
+    assert linked(docstring, "api/models.html") == docstring.replace("<code>Unit</code>", link, 1)
 
 
 def test_returns_in_prose_get_their_type():
