@@ -28,7 +28,8 @@ _PRIME = re.compile(r"<msup><mi>([^<]+)</mi><m[io]>(?:&#x02032;|′)</m[io]></ms
 def on_files(files: Files, config: Any) -> Files:
     """Add the font."""
     matplotlib = importlib.util.find_spec("matplotlib")
-    assert matplotlib is not None and matplotlib.origin is not None, "attribkit depends on matplotlib"
+    if matplotlib is None or matplotlib.origin is None:
+        raise PluginError("the font for equations comes with matplotlib, which is not installed")
     font = Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSerif.ttf"
     files.append(File.generated(config, "assets/equations.ttf", abs_src_path=str(font)))
     return files
