@@ -254,6 +254,7 @@ def _subject(session: Session, notes: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "notice": pages.notice(notes=notes),
         "answer": pages.answer(session),
+        "facts": pages.facts(session),
         "model": Field(view.model, choices=list(dict.fromkeys([*session.shelf.choices, view.model]))),
         "weights": Field(view.weights),
         "target": Field(session.target, choices=labels, clear=True),

@@ -26,8 +26,11 @@ def strength(values: Array, sign: str) -> Array:
     """Return what is drawn of one attribution [C, H, W] at each pixel: [H, W].
 
     ``signed`` is the sum over channels, ``positive`` and ``negative`` the part of it with that sign (as a magnitude),
-    ``absolute`` the sum over channels of ``|values|``.
+    ``absolute`` the sum over channels of ``|values|``. A map that is the same in every channel (the occlusion's) counts
+    once, so that the scale tells the method's own values.
     """
+    if len(values) > 1 and np.array_equal(values, np.broadcast_to(values[:1], values.shape), equal_nan=True):
+        values = values[:1]
     if sign == "absolute":
         return figures.magnitude(values)
     heat = figures.finite(values)[0].sum(axis=0)

@@ -44,9 +44,13 @@ def answer(session: Session) -> str:
         name=subject.picture.name,
         rows=[*rows, *([other] if other else [])],
         target=target,
-        model=subject.shown.loaded,
         untrained=subject.shown.untrained,
     )
+
+
+def facts(session: Session) -> str:
+    """Return what is known of the model."""
+    return _render("facts", model=session.shown.loaded)
 
 
 def samples(session: Session) -> str:

@@ -59,11 +59,11 @@ class Page:
                     self.parts["tab"] = tabs
                     with gr.Tab("Class maps", id="maps") as maps:
                         self._html("maps", js=None)
-                    with gr.Tab("Feature maps", id="units") as units:
+                    with gr.Tab("Features", id="units") as units:
                         self._units()
                     with gr.Tab("Occlusion", id="occlusion") as occlusion:
                         self._occlusion()
-                    with gr.Tab("Save and share", id="save") as save:
+                    with gr.Tab("Save", id="save") as save:
                         self._save()
                 self.tabs = {"maps": maps, "units": units, "occlusion": occlusion, "save": save}
                 self._display()
@@ -89,6 +89,7 @@ class Page:
         names = self.shelf.checkpoints
         choices = [("the model's own", ""), *((name, name) for name in names)]
         add("weights", gr.Dropdown(choices, value="", label="Weights", visible=bool(names), elem_id="weights"))
+        self._html("facts", js=None)
         self._html("samples")
         add(
             "upload",
@@ -122,10 +123,10 @@ class Page:
 
     def _occlusion(self) -> None:
         with gr.Row(elem_id="occlusion-controls"):
-            for name, label, least in (("window", "Side of the square", WINDOW[0]), ("stride", "Its step", 1)):
+            for name, label, least in (("window", "Square, pixels", WINDOW[0]), ("stride", "Step, pixels", 1)):
                 self.parts[name] = gr.Number(
                     label=label,
-                    info="pixels; empty: by the picture",
+                    placeholder="by its size",
                     precision=0,
                     minimum=least,
                     maximum=WINDOW[1],
@@ -138,11 +139,16 @@ class Page:
 
     def _save(self) -> None:
         self._html("link", js=pages.asset("link.js") + pages.asset("copy.js"))
-        self.parts["item"] = gr.Dropdown([], label="What to take away", elem_id="item")
+        self.parts["item"] = gr.Dropdown(
+            [],
+            label="What to take away",
+            info="as numbers (safetensors), as a figure (PNG), or as Python code",
+            elem_id="item",
+        )
         with gr.Row(elem_id="save-buttons"):
             self.buttons = {
                 what: gr.Button(label, elem_id=f"save-{what}", min_width=110)
-                for what, label in (("map", "Map (.safetensors)"), ("figure", "Figure (.png)"), ("code", "Code (.py)"))
+                for what, label in (("map", "Numbers"), ("figure", "Figure"), ("code", "Code"))
             }
         self._html("code", asset="copy.js")
         self._html("parcel", asset="parcel.js")
