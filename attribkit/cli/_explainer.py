@@ -22,6 +22,7 @@ from attribkit.report import figures
 from attribkit.report.overlay import overlay
 from attribkit.report.page import About, ImageSection, MethodSection, percent
 from attribkit.report.sections import array, method_section, method_title
+from attribkit.report.sizes import Sizes
 from attribkit.targets import Unit
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Explainer:
         The model, where it is loaded already.
     maps
         Whether the maps are written beside the pictures.
+    images
+        How many images go onto the page: of many, its pictures are smaller.
 
     Raises
     ------
@@ -67,10 +70,13 @@ class Explainer:
         The model cannot be loaded.
     """
 
-    def __init__(self, job: Job, out: OutputFolder, session: Session | None = None, maps: bool = True) -> None:
+    def __init__(
+        self, job: Job, out: OutputFolder, session: Session | None = None, maps: bool = True, images: int = 1
+    ) -> None:
         self.job = job
         self.out = out
         self.maps = maps
+        self.sizes = Sizes.of(images, len(job.methods))
         self.unit = Unit(job.layer, job.channel) if job.layer is not None and job.channel is not None else None
         self.session = session or Session(job.model, job.weights, job.labels, job.device)
 
@@ -84,7 +90,8 @@ class Explainer:
         path, name
             Its file, and the name of the files to write.
         compute
-            Where a method's attribution comes from; None: it is computed.
+            Where a method's attribution comes from; None: it is computed. Where it is kept already, it is shown though
+            the model fails on the image now.
 
         Raises
         ------
@@ -97,12 +104,19 @@ class Explainer:
         """
         session = self.session
         inputs = session.inputs(photograph)
-        answer = session.answer(inputs, needs_classes=self.unit is None)
+        errors: list[Exception] = []
+        try:
+            answer = session.answer(inputs, needs_classes=self.unit is None)
+        except Exception as error:
+            if compute is None or isinstance(error, InputError):
+                raise
+            answer = Answer(None, ())
+            errors.append(error)
+        problem = describe(errors[0]) if errors else ""
         target = self.unit if self.unit is not None else session.class_target(self.job.target)
         view = figures.model_view(array(session.loaded.denormalize(inputs[0])))
         sections: list[MethodSection] = []
         methods: dict[str, dict[str, Any]] = {}
-        errors: list[Exception] = []
         for method in track(self.job.methods, escape(printable(name))):
             try:
                 result, seconds = (compute or self._attribution)(method, inputs, target)
@@ -120,12 +134,14 @@ class Explainer:
         page = ImageSection(
             name=printable(name),
             path=printable(self.job.caption or str(path)),
-            photograph=figures.photograph(photograph),
-            view=figures.photograph(view, longest=max(view.size)),
+            photograph=figures.photograph(photograph, longest=self.sizes.photograph),
+            view=figures.photograph(view, longest=self.sizes.view),
+            shown=view.size,
             size=photograph.size,
             top=answer.top,
             methods=tuple(sections),
             question=self._question(methods),
+            problem=printable(problem),
         )
         top = [{"index": c.index, "label": c.label, "probability": c.probability} for c in answer.top]
         return Explained(page, top, methods, errors)
@@ -139,7 +155,7 @@ class Explainer:
             entry = manager().method(method)
             if entry.distribution != "attribkit":
                 facts[entry.distribution] = entry.version
-        return About(loaded.name, loaded.weights or "unknown", printable(self.job.command), facts)
+        return About(loaded.name, loaded.weights or "unknown", self.job.command, facts)
 
     def _attribution(self, method: str, inputs: Tensor, target: Unit | int | None) -> tuple[Attribution, float]:
         start = time.perf_counter()
@@ -173,10 +189,12 @@ class Explainer:
             group=entry.plugin.label,
             target=words,
             score=score,
+            value=value,
             probability=probability,
             seconds=seconds,
             labels=self.session.labels,
             predicted=answer.top[0].index if answer.top else None,
+            longest=self.sizes.map,
         )
         details = f"{path.name}; {self.session.loaded.name}; score {score}"
         details += f", probability {probability}" if probability else ""

@@ -9,6 +9,7 @@ import sys
 import traceback
 import unicodedata
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -54,7 +55,7 @@ class LazyGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Move the options that hold everywhere to the front, so that they may stand after the command too."""
-        ctx.meta[COMMAND_LINE] = shlex.join(["attribkit", *args])
+        ctx.meta[COMMAND_LINE] = shell_command(["attribkit", *args])
         ctx.with_resource(warnings.catch_warnings())
         warnings.showwarning = _show_warning(ctx)
         return super().parse_args(ctx, _global_first(args))
@@ -149,6 +150,27 @@ def printable(text: str) -> str:
     """Return text on one line, without control characters (a file's name may hold any)."""
     readable = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(char if _shows(char) else char.encode("unicode_escape").decode("ascii") for char in readable)
+
+
+def shell_command(words: Sequence[str]) -> str:
+    r"""Return a command line on one line that a shell reads as these words again.
+
+    What a line cannot show (control characters, bytes that are no text) stands as ``$'\n'``, which bash, ksh and zsh
+    read, and every shell by POSIX of 2024.
+    """
+    return " ".join(shlex.quote(word) if printable(word) == word else _escaped(word) for word in words)
+
+
+def _escaped(word: str) -> str:
+    escaped = ""
+    for char in word:
+        if char in "\\'":
+            escaped += f"\\{char}"
+        elif _shows(char):
+            escaped += char
+        else:
+            escaped += "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+    return f"$'{escaped}'"
 
 
 def _shows(char: str) -> bool:

@@ -234,7 +234,7 @@ def _explain_all(job: Job, out: OutputFolder, places: list[Place], tally: Tally)
             if explainer is None:
                 from attribkit.cli._explainer import Explainer
 
-                explainer = Explainer(job, out)
+                explainer = Explainer(job, out, images=len(named))
             try:
                 explained = explainer.explain(photograph, path, name)
             except OutputError:

@@ -18,10 +18,10 @@ from attribkit.attribution import Attribution, provenance
 from attribkit.cli._explainer import Explainer
 from attribkit.cli._group import report_failure, say_error
 from attribkit.cli._job import Job, Outcome, Tally
-from attribkit.cli._output import OutputFolder, file_names
+from attribkit.cli._output import OutputError, OutputFolder, file_names
 from attribkit.cli._session import Session
 from attribkit.engine.coverage import Coverage
-from attribkit.errors import ImageError, MethodError
+from attribkit.errors import ImageError, InputError, MethodError
 from attribkit.models.building import count_classes
 from attribkit.models.labels import read_labels
 from attribkit.progress import shown, track
@@ -98,28 +98,34 @@ def run_stored(job: Job) -> Outcome:
         if done.failed > min(len(said), SAID):
             say_kinds(store.reasons())
         if 0 < done.images <= PAGE and done.explained:
-            outcome.page = write_page(job, store, session, range(done.images), job.out)
+            drawn = write_page(job, store, session, range(done.images), job.out)
+            outcome.page = drawn.page
+            outcome.failed = max(outcome.failed, drawn.failed)
     return outcome
 
 
 def write_page(
     job: Job, store: Store, session: Session, positions: Iterable[int], out: Path, maps: bool = True
-) -> Path | None:
+) -> Outcome:
     """Draw images of a store: page, pictures and summary; with ``maps`` each map as a file of its own too.
+
+    What failed only now (an image that is gone, a model that does not take an image alone) is said on stderr: the rest
+    was said when it failed.
 
     Returns
     -------
-    Path or None
-        The page; None where not one of the images has a map.
+    Outcome
+        Its page is None where not one of the images has a map.
     """
     chosen = [(position, Place(*store.place(position))) for position in positions]
     names = file_names([Path(place.image) for _, place in chosen], job.methods)
     opener = Opener()
     with OutputFolder(out) as folder, PageWriter() as page, shown(sys.stderr.isatty()):
         tally = Tally(page, says=False)
-        explainer = Explainer(job, folder, session, maps)
+        explainer = Explainer(job, folder, session, maps, len(chosen))
         for (position, place), name in track(list(zip(chosen, names, strict=True)), "drawing"):
             records = {record.method: record for record in store.of_images(position, 1)}
+            tally.says = all(record.status == DONE for record in records.values())
             try:
                 if not any(record.status == DONE for record in records.values()):
                     reasons = [(record.method, record.error or "") for record in records.values()]
@@ -128,14 +134,16 @@ def write_page(
                 explained = explainer.explain(
                     photograph, Path(place.image), name, _Kept(store, session, records).compute
                 )
-            except ImageError as error:
+            except (InputError, OutputError):
+                raise  # a wrong option, a full disk
+            except Exception as error:
                 tally.fail(place.image, error)
             else:
                 tally.add(place.image, explained)
         opener.close()
         if tally.outcome.explained:
             tally.write(folder, explainer.about())
-    return tally.outcome.page
+    return tally.outcome
 
 
 class _Kept:

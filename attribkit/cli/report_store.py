@@ -76,7 +76,7 @@ def report(
     job = Job((), folder, opened.methods, ctx.find_root().meta[COMMAND_LINE], device=device)
     if len(positions) > limit:
         say_warning(f"the first {limit} of {len(positions)} images: --limit takes more, --image others")
-    page = write_page(job, opened, session, positions[:limit], folder, maps)
+    page = write_page(job, opened, session, positions[:limit], folder, maps).page
     if page is None:
         raise StoreError(f"{printable(store)!r}: not one of these images has a map")
     click.echo(f"{min(limit, len(positions))} images: {page}")

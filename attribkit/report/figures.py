@@ -39,6 +39,7 @@ from attribkit.report.levels import (
 
 __all__ = [
     "CLASS_COLOURS",
+    "LEVELS",
     "MAGNITUDE_COLOURS",
     "MAGNITUDE_START",
     "OTHER_COLOUR",

@@ -65,6 +65,13 @@ def levels(unit: Array) -> NDArray[np.uint8]:
     return np.round(np.clip(unit, 0.0, 1.0) * (LEVELS - 1)).astype(np.uint8)
 
 
+def palette(kind: str) -> NDArray[np.uint8]:
+    """Return the colours [n, 3] of a kind of map (``signed``, ``magnitude`` or ``score``), the lowest value's first."""
+    names = {"signed": SIGNED_COLOURS, "magnitude": MAGNITUDE_COLOURS, "score": SCORE_COLOURS}
+    colours = _palette(names[kind], MAGNITUDE_START if kind == "magnitude" else 0.0)
+    return np.frombuffer(colours, dtype=np.uint8).reshape(-1, 3)
+
+
 @lru_cache(maxsize=8)
 def _palette(name: str, start: float) -> bytes:
     if name == SIGNED_COLOURS:

@@ -12,163 +12,34 @@ import base64
 import hashlib
 import importlib.resources
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import groupby
 from typing import IO, Any
 
 import jinja2
 from markupsafe import Markup
 
-from attribkit.report.figures import PERCENTILE, LegendEntry, Picture, colour_bar
+from attribkit.report.figures import PERCENTILE, Picture, colour_bar
+from attribkit.report.levels import palette
+from attribkit.report.matrix import Matrix
+from attribkit.report.palette import gradient
+from attribkit.report.parts import About, Failure, Figure, ImageSection, MethodSection, TopClass
+
+__all__ = [
+    "About",
+    "Failure",
+    "Figure",
+    "ImageSection",
+    "MethodSection",
+    "PageWriter",
+    "TopClass",
+    "data_uri",
+    "environment",
+    "percent",
+    "render_page",
+]
 
 _SPOOL_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One picture of the page.
-
-    Attributes
-    ----------
-    kind
-        ``signed``, ``magnitude``, ``colour``, ``score`` or ``classes``: decides on the scale below the picture.
-    title
-        A few words above the picture.
-    picture
-        The picture itself; of a ``magnitude``, the layer that lies over the photograph.
-    alt
-        What a reader who cannot see the picture is told.
-    legend
-        The classes of a class map.
-    """
-
-    kind: str
-    title: str
-    picture: Picture
-    alt: str
-    legend: tuple[LegendEntry, ...] = ()
-
-
-@dataclass(frozen=True)
-class MethodSection:
-    """What one method said about one image.
-
-    Attributes
-    ----------
-    name, title, summary
-        The method's name as it is typed, as it is read, and its one-line summary.
-    target
-        The class or the unit that is explained, in words.
-    score, probability
-        The target's score and, of a class, its probability, formatted.
-    seconds
-        How long the method took.
-    coverage
-        Which operations were rewritten, in plain words.
-    figures
-        Its pictures.
-    error
-        Why there are none, where the method failed.
-    source
-        Where the method was published.
-    group
-        What the method came with; the methods of one group stand together under it.
-    """
-
-    name: str
-    title: str
-    summary: str
-    target: str = ""
-    score: str = ""
-    probability: str = ""
-    seconds: float | None = None
-    coverage: str = ""
-    figures: tuple[Figure, ...] = ()
-    error: str | None = None
-    source: str = ""
-    group: str = ""
-
-
-@dataclass(frozen=True)
-class TopClass:
-    """One of the most probable classes: index, name and probability (0 to 1)."""
-
-    index: int
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class ImageSection:
-    """One explained image.
-
-    Attributes
-    ----------
-    name
-        The name of its files, unique in the report.
-    path
-        The file, as it was given.
-    photograph, view
-        The photograph, and what the model was shown of it.
-    size
-        Width and height of the photograph in pixels.
-    top
-        The most probable classes, the most probable first.
-    methods
-        What each method said.
-    question
-        What the methods answer, such as ``Why “tiger cat”?``: the page's heading when there is one image.
-    """
-
-    name: str
-    path: str
-    photograph: Picture
-    view: Picture
-    size: tuple[int, int]
-    top: tuple[TopClass, ...]
-    methods: tuple[MethodSection, ...]
-    question: str = ""
-
-    @property
-    def groups(self) -> list[tuple[str, list[tuple[int, MethodSection]]]]:
-        """The methods with their places, from 1, by what they came with; neighbours of one group stand together."""
-        numbered = enumerate(self.methods, start=1)
-        return [(group, list(those)) for group, those in groupby(numbered, key=lambda pair: pair[1].group)]
-
-    @property
-    def thumbnail(self) -> Picture:
-        """The picture of the index."""
-        return self.view
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be explained, and why."""
-
-    path: str
-    error: str
-
-
-@dataclass(frozen=True)
-class About:
-    """What made the page.
-
-    Attributes
-    ----------
-    model, weights
-        The model's name and where its weights came from.
-    command
-        The command line, or the call.
-    facts
-        Further rows of the table at the end of the page: device, versions, …
-    """
-
-    model: str
-    weights: str
-    command: str
-    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 class PageWriter:
@@ -179,8 +50,7 @@ class PageWriter:
 
     def __init__(self) -> None:
         self._spool: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115
-        self._index: list[dict[str, Any]] = []
-        self._failures: list[Failure] = []
+        self._matrix = Matrix()
 
     def __enter__(self) -> PageWriter:
         return self
@@ -190,32 +60,18 @@ class PageWriter:
 
     def add(self, section: ImageSection) -> None:
         """Render one image's section."""
-        anchor = f"image-{len(self._index) + 1}"
-        html = environment().get_template("image.html.j2").render(image=section, anchor=anchor)
+        row = self._matrix.add(section)
+        html = environment().get_template("image.html.j2").render(image=section, anchor=row.anchor)
         self._spool.write(_encoded(html))
-        best = section.top[0] if section.top else None
-        failed = [method.name for method in section.methods if method.error is not None]
-        self._index.append(
-            {
-                "anchor": anchor,
-                "name": section.name,
-                "best": best,
-                "thumbnail": section.thumbnail,
-                "failed": failed,
-                "question": section.question,
-            }
-        )
 
     def fail(self, path: str, error: str) -> None:
         """List an image that could not be explained."""
-        self._failures.append(Failure(path, error))
+        self._matrix.fail(Failure(path, error))
 
     def write(self, stream: IO[bytes], about: About) -> None:
         """Write the page, UTF-8, into a binary stream."""
         template = environment().get_template("report.html.j2")
-        parts = template.generate(
-            about=about, index=self._index, failures=self._failures, sections=self._sections(), **_constants()
-        )
+        parts = template.generate(about=about, matrix=self._matrix, sections=self._sections(), **_constants())
         for part in parts:
             stream.write(_encoded(part))
 
@@ -267,8 +123,10 @@ def _constants() -> dict[str, Any]:
     """Return the style, the script and its hash, and the colour scales: the same on every page."""
     script = _source("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    scales = "".join(f"--{kind}:{gradient(palette(kind))};" for kind in ("signed", "magnitude", "score"))
+    style = f":root{{{scales}}}\n{_source('report.css')}"
     return {
-        "style": Markup(_source("report.css")),
+        "style": Markup(style),
         "script": Markup(script),
         "script_hash": f"sha256-{digest}",
         "percentile": f"{PERCENTILE:g}",

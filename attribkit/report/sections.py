@@ -30,6 +30,8 @@ def method_section(
     index: int = 0,
     source: str = "",
     group: str = "",
+    value: float | None = None,
+    longest: int | None = None,
 ) -> MethodSection:
     """Draw what one method said about one image.
 
@@ -51,6 +53,10 @@ def method_section(
         Which sample of the attribution.
     source, group
         Where the method was published, and what it came with.
+    value
+        The score as a number, by which images are sorted.
+    longest
+        No side of a picture is longer, in pixels: larger maps are averaged.
     """
     return MethodSection(
         name=result.method,
@@ -62,7 +68,8 @@ def method_section(
         seconds=seconds,
         # of a method without inverse layers there is nothing to say, whatever it does to the network by itself
         coverage=result.coverage.sentence if getattr(result.coverage, "applies", True) else "",
-        figures=tuple(method_figures(result, target, labels, predicted, index)),
+        figures=tuple(method_figures(result, target, labels, predicted, index, longest)),
+        value=value,
         source=source,
         group=group,
     )
@@ -80,6 +87,7 @@ def method_figures(
     labels: Sequence[str] | None = None,
     predicted: int | None = None,
     index: int = 0,
+    longest: int | None = None,
 ) -> list[Figure]:
     """Return the pictures of one sample of an attribution: what every method gets, and what only some have.
 
@@ -89,14 +97,15 @@ def method_figures(
         The attribution.
     target
         What is explained, in words.
-    labels, predicted, index
+    labels, predicted, index, longest
         As for `method_section`.
     """
     values = array(result.values[index])
-    size = (values.shape[-2], values.shape[-1])
+    share = min(1.0, longest / max(values.shape[-2:])) if longest is not None else 1.0
+    size = (max(1, round(values.shape[-2] * share)), max(1, round(values.shape[-1] * share)))
     title = method_title(result.method)
-    signed = figures.signed_map(values)
-    layer = figures.magnitude_layer(values)
+    signed = figures.signed_map(values, longest)
+    layer = figures.magnitude_layer(values, longest)
     found = [
         Figure("signed", "Signed map", signed, f"{title} for {target}: {_where(values.sum(axis=0), signed=True)}"),
         Figure(
@@ -107,7 +116,7 @@ def method_figures(
         ),
     ]
     if result.method in _IN_COLOUR:
-        picture = figures.reconstruction(values)
+        picture = figures.reconstruction(values, longest)
         look = "colour" if values.shape[0] == 3 else "grey"
         found.append(Figure("colour", f"In {look}", picture, f"{title} for {target}, drawn as a {look} image"))
     scores = result.extras.get("score_map")

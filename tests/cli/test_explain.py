@@ -82,7 +82,7 @@ def test_page_has_the_command_the_model_and_every_method(run, picture):
     assert f"attribkit explain {cat} --model tinynets:five --out out" in page
     for title in ("Gradient", "Guided backprop", "Deconvnet", "Occlusion", "Most probable class", "In colour"):
         assert title in page
-    assert page.count('type="range"') == 4
+    assert page.count('type="range"') == 5  # one for each method, and one for all
     assert ak.__version__ in page
     assert torch.__version__ in page
 
@@ -134,7 +134,7 @@ def test_folders_are_searched_and_stems_that_collide_get_numbers(run, picture):
     assert run("explain", "in", *FIVE, "--out", "out", "--method", "gradient").exit_code == 0
     names = {name.split(".")[0] for name in left_behind("out", "report.html", "summary.json")}
     assert names == {"cat", "cat-2", "cat-3", "CAT-4"}
-    assert 'class="index"' in Path("out/report.html").read_text(encoding="utf-8")
+    assert 'class="matrix"' in Path("out/report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

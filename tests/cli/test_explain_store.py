@@ -1,5 +1,6 @@
 """`attribkit explain` of many images, and `attribkit report` of what it kept."""
 
+import html
 import json
 import os
 from pathlib import Path
@@ -189,3 +190,41 @@ def test_an_interrupt_and_the_same_command_again(run, pictures, monkeypatch):
     assert run("explain", "in", *ARGS).exit_code == 0
     assert len(ak.open_store("out")) == 7
     assert len(calls) == 3
+
+
+def test_a_model_that_refuses_one_image_alone(run, picture):
+    """In a batch the model took every image; asked again for the page, it refuses one."""
+    for number in range(5):
+        picture(f"in/{number}.png", seed=number, brightest=2 if number == 3 else 256)
+    arguments = ("in", "--model", "tinynets:DarkIsFatal", *ARGS[2:], "--batch-size", "5")
+    result = run("explain", *arguments)
+    assert error_of(result) == "in/3.png: the model's forward raised ValueError: too dark"
+    assert result.stdout == "5 images explained, 1 with errors: out/report.html\n"
+    entries = json.loads(Path("out/summary.json").read_text())["images"]
+    reason = "the model's forward raised ValueError: too dark"
+    assert [entry["error"] for entry in entries] == [None, None, None, reason, None]
+    assert [len(entry["top"]) for entry in entries] == [5, 5, 5, 0, 5]
+    assert len(left("out", ".png")) == 5  # its map is kept, and is shown
+    page = Path("out/report.html").read_text("utf-8")
+    assert page.count('<article class="image"') == 5
+    assert reason in html.unescape(page)
+    again = run("explain", *arguments)  # nothing is left to do, and it is said again
+    assert (again.exit_code, again.stdout) == (1, result.stdout)
+
+
+def test_an_image_that_fails_on_the_page_alone_leaves_the_others(run, pictures, monkeypatch):
+    pictures(3)
+    from attribkit.cli._session import Session
+
+    def preprocess(self, image):
+        calls.append(image)
+        if len(calls) == 2:
+            raise ZeroDivisionError("oops")
+        return original(self, image)
+
+    calls, original = [], Session.inputs
+    monkeypatch.setattr(Session, "inputs", preprocess)
+    result = run("explain", "in", *ARGS, "--store")
+    assert error_of(result) == "in/01.png: ZeroDivisionError: oops (--debug shows where)"
+    assert left("out", ".png") == ["00.gradient.png", "02.gradient.png"]
+    assert "Not explained" in Path("out/report.html").read_text("utf-8")

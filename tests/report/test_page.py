@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import html as html_module
 import io
+import itertools
 import re
 import types
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from PIL import Image
 from attribkit.report import figures
 from attribkit.report.page import About, Failure, ImageSection, MethodSection, PageWriter, TopClass, render_page
 from attribkit.report.sections import method_section, method_title
+from attribkit.report.sizes import Sizes
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/a.png onerror=alert(1)>&amp;"
 ABOUT = About("timm/resnet18", "random", "attribkit explain cat.png", {"torch": "2.0", "attribkit": "0.1"})
@@ -114,6 +116,8 @@ def test_each_method_has_its_pictures(page):
     assert kinds.count("signed") == kinds.count("magnitude") == 6
     assert kinds.count("colour") == 2  # deconvnet alone
     assert kinds.count("score") == kinds.count("classes") == 2
+    frames = [attrs["class"] for attrs in page.all("p") if attrs.get("class", "").startswith("scale ")]
+    assert frames.count("scale magnitude") == 6
     assert [attrs["class"] for attrs in page.all("ul") if attrs.get("class")] == ["legend", "legend"]
 
 
@@ -132,10 +136,12 @@ def test_every_picture_has_an_alternative_text_and_its_size(page):
 
 
 def test_every_control_has_a_name(page):
-    labelled = {attrs["for"] for attrs in page.all("label")}
+    labelled = {attrs["for"] for attrs in page.all("label") if "for" in attrs}  # the others hold their control
     sliders = page.all("input")
-    assert len(sliders) == 6
-    assert all(slider["type"] == "range" and slider["id"] in labelled for slider in sliders)
+    own = [slider for slider in sliders if "id" in slider]
+    assert len(own) == 6
+    assert all(slider["type"] == "range" and slider["id"] in labelled for slider in own)
+    assert sorted(each["name"] for each in sliders if "id" not in each) == ["filter", "opacity", "view", "view"]
     zooms = [attrs for attrs in page.all("button") if attrs.get("class") == "zoom"]
     assert all(attrs["aria-label"] for attrs in zooms)
 
@@ -151,7 +157,7 @@ def test_ids_are_unique_and_links_and_labels_lead_somewhere(page):
 def test_pictures_are_whole(page):
     for image in page.all("img"):
         header, _, data = image["src"].partition(",")
-        assert header in ("data:image/png;base64", "data:image/jpeg;base64")
+        assert header in ("data:image/png;base64", "data:image/jpeg;base64", "data:image/webp;base64")
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as opened:
             opened.load()
 
@@ -178,12 +184,84 @@ def test_the_policy_lets_this_script_run_and_no_other(page):
     assert "script-src 'unsafe-inline'" not in policy
 
 
-def test_an_index_only_for_many(page):
-    assert [attrs["class"] for attrs in page.all("nav")] == ["index"]
+def test_a_matrix_only_for_many(page):
+    assert len(page.all("table")) == 1
+    rows = [attrs for attrs in page.all("tr") if "data-anchor" in attrs]
+    assert [row["data-name"] for row in rows] == ["cat", "dog", "in/bad.png"]
+    assert [row["data-score"] for row in rows] == ["", "", ""]  # these sections have no score as a number
+    assert [attrs["scope"] for attrs in page.all("th")] == ["col"] * 4 + ["row"] * 3
     anchors = [attrs["href"] for attrs in page.all("a")]
-    assert "#image-1" in anchors
-    assert "#image-2" in anchors
-    assert Page(render_page(ABOUT, [section()])).all("nav") == []
+    for image in (1, 2):
+        assert f"#image-{image}" in anchors
+        assert [f"#image-{image}-{number}" in anchors for number in (1, 2, 3, 4)] == [True] * 3 + [False]
+    assert Page(render_page(ABOUT, [section()])).all("table") == []
+
+
+def test_the_matrix_has_a_column_for_each_method_of_any_image_by_what_it_came_with():
+    def of(name, group, **more):
+        return dataclasses.replace(section(methods=(name,)).methods[0], group=group, **more)
+
+    one = section("one", methods=()), (of("a", "core", value=2.0), of("b", "shelf"))
+    two = (
+        section("two", methods=()),
+        (of("a", "core", value=-1.5), MethodSection("c", "C", "", error="no", group="shelf")),
+    )
+    made = Page(render_page(ABOUT, [dataclasses.replace(image, methods=methods) for image, methods in (one, two)]))
+    groups = [(attrs["colspan"], attrs["scope"]) for attrs in made.all("th") if attrs["scope"] == "colgroup"]
+    assert groups == [("1", "colgroup"), ("2", "colgroup")]
+    assert [attrs.get("class") for attrs in made.all("td")] == [None, None, None, "none", None, "none", "error"]
+    assert [attrs["data-score"] for attrs in made.all("tr") if "data-anchor" in attrs] == ["2.0", "-1.5"]
+
+
+def test_what_a_filter_finds():
+    from attribkit.report.matrix import Matrix
+
+    failed = MethodSection("c", "C", "", error="No layer")
+    row = Matrix().add(dataclasses.replace(section("Cat"), methods=(*section().methods, failed)))
+    for word in ("cat", "in/cat.png", "tabby", "failed", "no layer"):
+        assert word in row.text
+    assert "failed" not in Matrix().add(section("Cat")).text
+
+
+def test_headings_are_in_order(page):
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_one_image_and_four_methods_stay_below_two_megabytes_whatever_they_show():
+    """Noise in every channel cannot be compressed: no real map is larger."""
+    values = np.random.default_rng(3).normal(size=(1, 3, 500, 400))
+    sizes = Sizes.of(1, 4)
+    noise = np.random.default_rng(4).integers(0, 255, (900, 900, 3), dtype=np.uint8)
+    photograph = figures.photograph(Image.fromarray(noise), longest=sizes.photograph)
+    sections = tuple(
+        method_section(
+            attribution("deconvnet", values), summary="", target="t", score="1", seconds=1.0, longest=sizes.map
+        )
+        for _ in range(4)
+    )
+    view = figures.photograph(Image.fromarray(noise), longest=sizes.view)
+    shown = ImageSection("n", "n.png", photograph, view, (900, 900), (), sections)
+    assert 10**6 < len(render_page(ABOUT, [shown])) < 2 * 10**6
+    assert max(sections[0].figures[0].picture.width, sections[0].figures[0].picture.height) >= 224
+
+
+@pytest.mark.parametrize(("images", "methods"), [(1, 1), (4, 4), (50, 4), (50, 40), (200, 4), (5000, 1)])
+def test_the_pictures_of_many_images_are_smaller(images, methods):
+    sizes, one = Sizes.of(images, methods), Sizes.of(1, methods)
+    assert 64 <= sizes.map <= one.map
+    assert 64 <= sizes.photograph <= one.photograph <= 640
+    bytes_at_worst = images * methods * sizes.map**2 * 6 + images * sizes.photograph**2 * 0.7
+    assert bytes_at_worst < 41 * 10**6 or 64 in (sizes.map, sizes.photograph)
+
+
+def test_what_went_wrong_beside_the_maps_is_said():
+    words = Page(
+        render_page(ABOUT, [section(top=(), problem="the model's forward raised ValueError: too dark")])
+    ).words()
+    assert "the model's forward raised ValueError: too dark" in words
 
 
 def test_hostile_names_are_text():
@@ -248,7 +326,7 @@ def test_sections_are_kept_in_order_and_the_spool_is_closed():
         for name in "cab":
             writer.add(section(name, methods=("gradient",)))
         writer.write(stream, ABOUT)
-    titles = re.findall(r'<h2 id="image-\d+-title">(.)</h2>', stream.getvalue().decode())
+    titles = re.findall(r'<h2 id="image-\d+-title" tabindex="-1">(.)</h2>', stream.getvalue().decode())
     assert titles == ["c", "a", "b"]
     with pytest.raises(ValueError, match="closed"):
         writer.add(section("d", methods=()))
