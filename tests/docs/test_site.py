@@ -65,7 +65,9 @@ def test_every_page_is_in_the_navigation(config):
                     walk(value)
 
     walk(config.nav)
-    assert sorted(listed) == sorted(pages)
+    assert pages - set(listed) == set(), "pages that the navigation in .mkdocs.yml lacks"
+    assert set(listed) - pages == set(), "pages in the navigation that do not exist"
+    assert len(set(listed)) == len(listed)
 
 
 def test_each_public_name_is_in_the_reference():
