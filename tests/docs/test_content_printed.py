@@ -11,7 +11,7 @@ import page_blocks
 import pytest
 import torch
 
-PAGES = [page_blocks.ROOT / "docs" / f"{name}.md" for name in ("engine", "start")]
+PAGES = [page_blocks.ROOT / "docs" / f"{name}.md" for name in ("engine", "start", "how-to")]
 
 
 def printed(page):
