@@ -78,6 +78,11 @@ class MethodInfo:
         """Return the method's class."""
         return self._entry.load()
 
+    def _repr_html_(self) -> str:
+        from attribkit.report.notebook import method_html
+
+        return method_html(self)
+
 
 def methods() -> dict[str, MethodInfo]:
     """Return every method there is, by name.

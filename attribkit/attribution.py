@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from attribkit import _notebook
 from attribkit._kept import DAMAGE, KeptError, one_line, read_kept
 from attribkit._version import __version__
 from attribkit.engine.coverage import Coverage
@@ -166,13 +167,12 @@ class Attribution:
         return attribution_html(self)
 
     def show(self) -> None:
-        """Display the maps: in a notebook as HTML, elsewhere as a summary."""
-        try:
-            from IPython.display import HTML, display
-        except ImportError:
-            print(f"{self!r}\n{self.coverage.sentence}")
+        """Display the maps: in a notebook as HTML, elsewhere a summary as text."""
+        text = f"{self!r}\n{self.coverage.sentence}"
+        if _notebook.running():
+            _notebook.Output().show(self._repr_html_(), text)
         else:
-            display(HTML(self._repr_html_()))
+            print(text)
 
 
 def _short(target: Any) -> str:

@@ -73,6 +73,11 @@ class Coverage:
     def __str__(self) -> str:
         return self.sentence
 
+    def _repr_html_(self) -> str:
+        from attribkit.report.notebook import coverage_html
+
+        return coverage_html(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers and the sentence, ready for JSON."""
         return {

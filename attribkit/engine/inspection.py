@@ -69,6 +69,22 @@ class Inspection:
         everything
             Whether to list also the sites that only move values (flatten, concatenation, …).
         """
+        header, rows, hidden = self.cells(everything=everything)
+        lines = [f"{self.model}: {len(self.sites)} sites", "", *_columns([header, *rows])]
+        if hidden:
+            lines.append(f"({hidden} more that only move values)")
+        if self.method is not None:
+            lines += ["", self.coverage.sentence]
+        return "\n".join(lines)
+
+    def cells(self, *, everything: bool = False) -> tuple[list[str], list[list[str]], int]:
+        """Return the table's header, its rows, and how many sites are not listed.
+
+        Parameters
+        ----------
+        everything
+            As for `table`.
+        """
         shown = [s for s in self.sites if everything or s.inverse_layer is not None or s.kind not in _QUIET]
         header = ["site", "kind", "operation", "output"]
         rows = [[s.name, s.kind, s.op, _shape(s)] for s in shown]
@@ -76,13 +92,12 @@ class Inspection:
             header.append(self.method)
             for row, site in zip(rows, shown, strict=True):
                 row.append(self.outcome(site))
-        lines = [f"{self.model}: {len(self.sites)} sites", "", *_columns([header, *rows])]
-        hidden = len(self.sites) - len(shown)
-        if hidden:
-            lines.append(f"({hidden} more that only move values)")
-        if self.method is not None:
-            lines += ["", self.coverage.sentence]
-        return "\n".join(lines)
+        return header, rows, len(self.sites) - len(shown)
+
+    def _repr_html_(self) -> str:
+        from attribkit.report.notebook import inspection_html
+
+        return inspection_html(self)
 
     def outcome(self, site: Site) -> str:
         """Say what the method does at a site."""

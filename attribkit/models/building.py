@@ -57,6 +57,11 @@ class LoadedModel:
     weights: str | None = None
     preprocessing: str = ""
 
+    def _repr_html_(self) -> str:
+        from attribkit.report.notebook import model_html
+
+        return model_html(self)
+
 
 def build(
     create: Callable[[int | None], nn.Module],

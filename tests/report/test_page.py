@@ -339,32 +339,6 @@ def test_titles(name, title):
     assert method_title(name) == title
 
 
-def test_notebook_fragment():
-    import torch
-
-    import attribkit as ak
-    from attribkit.engine.coverage import Coverage
-    from attribkit.report.notebook import SHOWN, attribution_html
-
-    count = SHOWN + 3
-    result = ak.Attribution(
-        torch.randn(count, 3, 8, 8),
-        "gradient",
-        torch.arange(count),
-        torch.randn(count),
-        Coverage("gradient", applies=False),
-    )
-    page = Page(attribution_html(result))
-    assert len(page.all("img")) == SHOWN
-    assert "class 3" in page.words()
-    assert "3 more not shown" in page.words()
-    units = (ak.Unit("<b>", 0), ak.Unit("conv1", 1))
-    result = ak.Attribution(torch.zeros(2, 2, 3, 8, 8), "gradient", units, torch.zeros(2, 2), Coverage("gradient"))
-    page = Page(attribution_html(result))
-    assert "unit 0 of <b>" in page.words()
-    assert page.all("b") == []
-
-
 @pytest.mark.parametrize(("channels", "title"), [(3, "In colour"), (1, "In grey")])
 def test_the_image_that_came_back_is_called_what_it_is(channels, title):
     values = np.random.default_rng(0).normal(size=(1, channels, 60, 90))
