@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
+from pathlib import Path
 
 import captum.attr
 import pytest
@@ -11,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from test_content_equations import random
 from torch import nn
+from zennit import composites
 from zennit.attribution import Gradient, IntegratedGradients, SmoothGrad
 from zennit.composites import DeconvNet, GuidedBackprop
+from zennit.rules import Epsilon, Norm, Pass
+from zennit.types import AvgPool, Linear
 
 import attribkit as ak
 
@@ -61,6 +66,18 @@ def functional(model):
 @pytest.fixture
 def x():
     return random(2, 3, 12, 12, seed=50)
+
+
+@pytest.fixture
+def shelf(monkeypatch):
+    """Import from the shelf's sources, so that nothing need be installed."""
+
+    def take(distribution, module):
+        root = Path(__file__).parents[2] / "plugins" / f"attribkit-{distribution}" / "src"
+        monkeypatch.syspath_prepend(str(root))
+        return importlib.import_module(f"attribkit_{distribution}.{module}")
+
+    return take
 
 
 def captums(algorithm, model, x, **call):
@@ -216,6 +233,59 @@ def test_captum_keeps_training_mode_on(x):
     assert_equal(maps[0].abs(), captums(captum.attr.Saliency, model.eval(), x, target=CLASSES))
 
 
+def test_other_rectifiers_are_ignored_by_captum_without_a_word(model, x):
+    """On networks of ReLU6, EfficientNet-Lite0 for one, Captum's guided backprop is the plain gradient."""
+    other = copy.deepcopy(model)
+    other.relu1, other.relu2 = nn.ReLU6(), nn.ReLU6()
+    gradient = ak.attribute(other, x, "gradient", CLASSES).values
+    for name, algorithm in (
+        ("guided_backprop", captum.attr.GuidedBackprop),
+        ("deconvnet", captum.attr.Deconvolution),
+    ):
+        assert_equal(captums(algorithm, other, x, target=CLASSES), gradient)
+        assert_different(ak.attribute(other, x, name, CLASSES).values, gradient)
+
+
+def test_captums_path_methods_are_the_shelfs(model, x, shelf):
+    paths = shelf("paths", "paths")
+    found = ak.attribute(model, x, paths.InputXGradient(), CLASSES).values
+    assert_equal(found, captums(captum.attr.InputXGradient, model, x, target=CLASSES))
+    for rule, name in (("gauss_legendre", "gausslegendre"), ("riemann_middle", "riemann_middle")):
+        theirs = captums(captum.attr.IntegratedGradients, model, x, target=CLASSES, n_steps=20, method=name)
+        found = ak.attribute(model, x, paths.IntegratedGradients(), CLASSES, steps=20, rule=rule).values
+        assert_equal(found, theirs, 1e-6)  # Captum's weights are float32 numbers
+    defaults = captums(captum.attr.IntegratedGradients, model, x, target=CLASSES)
+    assert_equal(ak.attribute(model, x, paths.IntegratedGradients(), CLASSES).values, defaults, 1e-6)
+
+
+def test_captums_grad_cam_is_the_shelfs(model, x, shelf):
+    network = copy.deepcopy(model)
+    made = captum.attr.LayerGradCam(network, network.relu2)
+    theirs = made.attribute(x.clone(), target=CLASSES, relu_attributions=True).detach()
+    found = ak.attribute(model, x, shelf("cam", "methods").GradCam(), CLASSES, layer="relu2")
+    assert_equal(found.extras["map at relu2"], theirs[:, 0])
+    enlarged = captum.attr.LayerAttribution.interpolate(theirs, (12, 12), interpolate_mode="bilinear")
+    assert_equal(found.heatmap(), enlarged[:, 0])
+    assert_different(captum.attr.LayerAttribution.interpolate(theirs, (12, 12))[:, 0], found.heatmap())  # nearest
+
+
+# -- pytorch-grad-cam: its maps are compared in plugins/attribkit-cam/tests/test_gradcam.py ---------------------------
+
+
+def test_what_pytorch_grad_cams_softmax_target_is_here(model, x, shelf):
+    """A callable target that returns the probability: Grad-CAM's weights are then the probability's derivative."""
+
+    def probability(output):
+        return output.softmax(-1)[:, 1]
+
+    found = ak.attribute(model, x, shelf("cam", "methods").GradCam(), probability, layer="relu2")
+    activations = model.features(x).detach().requires_grad_()
+    scores = model.fc(activations.flatten(1)).softmax(-1)[:, 1]
+    (g,) = torch.autograd.grad(scores.sum(), activations)
+    expected = (g.mean((2, 3), keepdim=True) * activations).sum(1).clamp(min=0).detach()
+    assert_equal(found.extras["map at relu2"], expected, 1e-9)
+
+
 # -- Zennit ------------------------------------------------------------------------------------------------------------
 
 
@@ -242,26 +312,17 @@ def test_zennits_output_gradient_is_a_callable_target(model, x):
 
 
 @pytest.mark.parametrize("name", ["EpsilonPlusFlat", "EpsilonGammaBox", "EpsilonAlpha2Beta1", "Epsilon"])
-def test_zennits_relevance_composites(model, x, name, monkeypatch):
+def test_zennits_relevance_composites(model, x, name, shelf):
     """Here the relevance starts as the score of the class, there as what the caller gives."""
-    import importlib
-    from pathlib import Path
-
-    import zennit.composites as theirs
-    from zennit.rules import Epsilon, Norm, Pass
-    from zennit.types import AvgPool, Linear
-
-    source = Path(__file__).parents[2] / "plugins" / "attribkit-lrp" / "src"
-    monkeypatch.syspath_prepend(str(source))
-    ours = importlib.import_module("attribkit_lrp.composites")
+    ours = shelf("lrp", "composites")
     if name == "Epsilon":
-        composite = theirs.LayerMapComposite(
-            [(theirs.Activation, Pass()), (AvgPool, Norm()), ((theirs.Convolution, Linear), Epsilon())]
+        composite = composites.LayerMapComposite(
+            [(composites.Activation, Pass()), (AvgPool, Norm()), ((composites.Convolution, Linear), Epsilon())]
         )
     elif name == "EpsilonGammaBox":
-        composite = theirs.EpsilonGammaBox(low=-4.0, high=4.0)
+        composite = composites.EpsilonGammaBox(low=-4.0, high=4.0)
     else:
-        composite = getattr(theirs, name)()
+        composite = getattr(composites, name)()
     options = {"low": -4.0, "high": 4.0} if name == "EpsilonGammaBox" else {}
     found = ak.attribute(model, x, getattr(ours, f"Lrp{name}")(), CLASSES, **options).values
     with Gradient(model=copy.deepcopy(model), composite=composite) as made:
@@ -273,14 +334,8 @@ def test_zennits_relevance_composites(model, x, name, monkeypatch):
     assert_equal(found, of_one * scores[:, None, None, None], 1e-9)
 
 
-def test_zennits_path_methods(model, x, monkeypatch):
-    import importlib
-    from pathlib import Path
-
-    source = Path(__file__).parents[2] / "plugins" / "attribkit-paths" / "src"
-    monkeypatch.syspath_prepend(str(source))
-    paths = importlib.import_module("attribkit_paths.paths")
-    noise = importlib.import_module("attribkit_paths.noise")
+def test_zennits_path_methods(model, x, shelf):
+    paths, noise = shelf("paths", "paths"), shelf("paths", "noise")
     theirs = zennits(model, x, attributor=IntegratedGradients, n_iter=20)
     for rule, equal in (("riemann_right", True), ("riemann_left", False), ("riemann_middle", False)):
         found = ak.attribute(model, x, paths.IntegratedGradients(), CLASSES, steps=20, rule=rule).values
