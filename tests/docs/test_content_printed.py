@@ -11,7 +11,7 @@ import page_blocks
 import pytest
 import torch
 
-PAGES = [page_blocks.ROOT / "docs" / f"{name}.md" for name in ("engine", "start", "how-to")]
+PAGES = [page_blocks.ROOT / "docs" / f"{name}.md" for name in ("engine", "start", "how-to", "faq")]
 
 
 def printed(page):
