@@ -26,7 +26,6 @@ def to_query(view: View, default: View) -> str:
         What to write, and what a page without a query shows.
     """
     values, usual = _flat(view), _flat(default)
-    # the view's layer and model belong together: nothing else is left out of the model's own than its defaults
     kept = {name: value for name, value in values.items() if name in ALWAYS or value != usual[name]}
     return urlencode({name: _text(value) for name, value in kept.items()}, safe="/:,")
 
@@ -53,7 +52,7 @@ def from_query(query: Mapping[str, str], default: View) -> tuple[View, list[str]
             else:
                 view = replace(view, **{name: value})
         except InputError as error:
-            complaints.append(f"the link's {error}")
+            complaints.append(f"the link's {str(error)[:150]}")
         except ValueError:
             complaints.append(f"the link's {name} is {text[:80]!r}, which is no {_KINDS.get(name, 'number')}")
     return view, complaints

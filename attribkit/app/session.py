@@ -217,7 +217,10 @@ class Session:
             Whether what belongs to a model (class, layer, channel) is kept.
         """
         shown = self.shelf.get(wanted.model, wanted.weights)
-        picture = self._picture(wanted.picture)
+        if wanted.picture != UPLOADED:
+            picture = pictures.sample(wanted.picture)
+        else:
+            picture = self._upload or pictures.fitting(shown.kind)  # a link was opened, and the upload is awaited
         if picture.kind and picture.kind != shown.kind and not keep:
             picture = pictures.fitting(shown.kind)
         subject = Subject(shown, picture)
@@ -232,11 +235,6 @@ class Session:
         with self._lock:
             self.subject, self.view = subject, wanted
             self._failures.clear()
-
-    def _picture(self, key: str) -> Picture:
-        if key != UPLOADED:
-            return pictures.sample(key)
-        return self._upload if self._upload is not None else pictures.sample("photograph")
 
 
 def default_view(shelf: Shelf) -> View:
