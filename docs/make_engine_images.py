@@ -144,13 +144,23 @@ def way_back(model: nn.Module, x: Tensor, layer: str, unit: ak.Unit) -> list[tup
     return found
 
 
+def strongest(model: nn.Module, x: Tensor, layer: str) -> int:
+    """Return the feature map of a layer with the strongest activation."""
+    outputs: list[Tensor] = []
+    hook = model.get_submodule(layer).register_forward_hook(lambda module, args, output: outputs.append(output))
+    with torch.no_grad():
+        model(x)
+    hook.remove()
+    return int(outputs[0][0].amax((1, 2)).argmax())
+
+
 @picture
 def rectangles() -> None:
     """Projecting one unit: the part of each map that the signal can reach on its way to the pixels."""
     torch.manual_seed(0)
     model, x = ak.models.zfnet().eval(), photograph()
     layer = "relu4"
-    best = int(ak.project(model, x, layer, range(384), "gradient").scores[0].argmax())
+    best = strongest(model, x, layer)
     steps = way_back(model, x, layer, ak.Unit(layer, best))
     values = ak.project(model, x, layer, [best]).values[0, 0]
     figure = Figure(figsize=(8.6, 1.9), layout="constrained")
