@@ -98,10 +98,10 @@ class Incremental:
                 raise NotReplayable("what the forward pass returns is not row by row")
         rewrite(graph)
         self.plan = Plan(graph, *grid)
-        clean = {i: v.clean for i, v in graph.values.items() if v.clean is not None}
-        self.first = Image(self.plan.clean(clean), checked, expected)
-        leaves = [clean[leaf.index] if isinstance(leaf, Ref) else leaf for leaf in graph.returns]
+        leaves = [one.values[leaf.index].held[:1] if isinstance(leaf, Ref) else leaf for leaf in one.leaves]
         self.returned = tree_unflatten(leaves, graph.spec)
+        del one, many
+        self.first = Image(self._clean(image), checked, expected)
         per_position = bytes_per_position(self.plan)
         if image.device.type == "cpu":
             max_bytes = min(max_bytes, 3 * CACHE)
@@ -122,7 +122,11 @@ class Incremental:
         """
         places = self._draw(1, seed, wanted)
         leaves = tree_flatten(self.function(self.occluded(image, places)))[0]
-        return Image(self.plan.clean(self.plan.whole(image)), places, [leaves[k] for k in self._compared])
+        return Image(self._clean(image), places, [leaves[k] for k in self._compared])
+
+    def _clean(self, image: Tensor) -> Clean:
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            return Clean(self.plan.graph, self.plan.maps(image))
 
     def blocks(self, places: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
         """Return the blocks, rows × columns of the grid, that hold the given places."""

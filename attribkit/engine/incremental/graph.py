@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from attribkit.engine.incremental.errors import NotReplayable
@@ -77,8 +76,8 @@ class Info:
     shape : tuple of int
         Its shape for one row.
     dtype : torch.dtype
-    clean : Tensor or None
-        What it is for the clean image, the first row of the recording, where rows can be told apart.
+    stride : tuple of int
+        Its strides in the recording.
     rows : bool
         Whether its first dimension is the rows, one for each.
     axes : (int, int) or None
@@ -87,7 +86,7 @@ class Info:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    clean: Tensor | None
+    stride: tuple[int, ...]
     rows: bool
     axes: tuple[int, int] | None = None
 
@@ -178,8 +177,8 @@ class _Comparison:
         self.values[0].axes = (2, 3)
 
     def vary(self, index: int) -> None:
-        a, b = self.one.values[index].held, self.many.values[index].held
-        if a.ndim != b.ndim or a.dtype != b.dtype:
+        a, b = self.one.values[index], self.many.values[index]
+        if len(a.shape) != len(b.shape) or a.dtype != b.dtype:
             raise NotReplayable("a value changes its kind with the number of rows")
         shape, grown = [], []
         for left, right in zip(a.shape, b.shape, strict=True):
@@ -189,7 +188,7 @@ class _Comparison:
             grown.append(factor is not None)
             shape.append(left if factor is None else factor)
         rows = sum(grown) == 1 and grown[0] and shape[0] == 1
-        self.values[index] = Info(tuple(shape), a.dtype, a[:1] if rows else None, rows)
+        self.values[index] = Info(tuple(shape), a.dtype, a.stride, rows)
 
     def leaf(self, a: Any, b: Any, *, returned: bool = False) -> Any:
         if isinstance(a, Ref) and isinstance(b, Ref):

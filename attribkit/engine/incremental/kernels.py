@@ -14,6 +14,8 @@ from attribkit.engine.incremental.graph import Node
 #: An activation: oneDNN's name for it, its numbers, and how to apply it in place.
 Activation = tuple[str, list[Any], str]
 
+_NONE: Activation = ("none", [], "")
+
 
 class Convolution:
     """A convolution with an activation after it.
@@ -86,7 +88,7 @@ class Convolution:
         packed = self._packed.get((padding, x.shape[2:]))
         if packed is None:
             packed = self._packed[padding, x.shape[2:]] = self._pack(x, padding)
-        name, numbers, algorithm = self.act if self.act is not None else ("none", [], "")
+        name, numbers, algorithm = self.act if self.act is not None else _NONE
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, packed, self.bias, padding, self.stride, self.dilation, self.groups, name, numbers, algorithm
         )
@@ -124,7 +126,7 @@ class Linear:
         """Return the linear layer's output for ``x`` [B, C]."""
         if self._fused and x.numel():
             # where the weights lie as the model has them: laying large ones out anew costs more than it saves
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *(self.act or ("none", [], "")))
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *(self.act or _NONE))
             return y
         return apply(self.act, F.linear(x, self.weight, self.bias))
 
@@ -135,9 +137,7 @@ def _has_onednn(weight: Tensor) -> bool:
         weight.dtype == torch.float32
         and weight.device.type == "cpu"
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and torch.backends.mkldnn.enabled
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and all(hasattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_linear_pointwise"))
     )
 
 

@@ -18,6 +18,7 @@ from attribkit.engine.incremental.patches import Chunk, Clean, Side
 from attribkit.engine.incremental.record import Ref
 from attribkit.engine.incremental.rules import Rule, affine, rule_for
 from attribkit.engine.incremental.spans import Spans
+from attribkit.engine.incremental.stages import Stage, stages
 
 #: From this share of a map on, the whole of it is computed.
 COVERED = 0.85
@@ -62,6 +63,7 @@ class Plan:
         self.last_use.update({i: len(graph.nodes) for i in graph.results()})
         self.tail = self._find_tail()
         self._sides: dict[tuple[int, tuple[int, ...]], Side] = {}
+        self._stages: dict[tuple[int, int], list[Stage]] = {}
 
     def _note_lengths(self, index: int) -> None:
         info = self.graph.values[index]
@@ -89,10 +91,6 @@ class Plan:
         if key not in self._sides:
             self._sides[key] = Side(axis, self.spans[axis], self.lengths[axis], list(positions))
         return self._sides[key]
-
-    def clean(self, values: dict[int, Tensor]) -> Clean:
-        """Return the values of a clean image in the form in which blocks are computed from them."""
-        return Clean(self.graph, values)
 
     def folds(self) -> bool:
         """Tell whether batch norms were folded away, which makes full maps cheaper too."""
@@ -140,17 +138,45 @@ class Plan:
         if self.is_full(rows, columns, 0):
             chunk.full[0] = chunk.materialise(0)
             del chunk.patches[0]
-        for number, node in enumerate(self.graph.nodes[: self.tail]):
+        whole_from = self._whole_from(rows, columns)
+        for number, node in enumerate(self.graph.nodes[:whole_from]):
             rule, output = self.rules.get(number), node.outputs[0]
             on_patches = all(i in chunk.patches for i in node.inputs)
             if rule is not None and output is not None and on_patches and not self.is_full(rows, columns, output):
                 chunk.patches[output] = rule.run(chunk)
-                self._forget(chunk, number, node)
-                continue
-            full = {i: chunk.full[i] if i in chunk.full else chunk.materialise(i) for i in node.inputs}
-            chunk.full.update(self.call(node, full, chunk.count))
-            self._forget(chunk, number, node)
-        return {i: chunk.full[i] if i in chunk.full else chunk.materialise(i) for i in self._tail_inputs()}
+            else:
+                full = {i: chunk.full[i] if i in chunk.full else chunk.materialise(i) for i in node.inputs}
+                chunk.full.update(self.call(node, full, chunk.count))
+            self._forget(number, node, chunk.patches, chunk.full)
+        for index in chunk.patches:
+            chunk.materialise(index)
+        return self._on_full_maps(whole_from, chunk.full, chunk.count)
+
+    def _whole_from(self, rows: Side, columns: Side) -> int:
+        """Return from which node on all of a block's values are full maps."""
+        for number in range(self.tail - 1, -1, -1):
+            output = self.graph.nodes[number].outputs[0]
+            if number in self.rules and output is not None and not self.is_full(rows, columns, output):
+                return number + 1
+        return 0
+
+    def _on_full_maps(self, start: int, full: dict[int, Tensor], count: int) -> dict[int, Tensor]:
+        """Run the nodes from ``start`` up to the tail on ``count`` positions, in parts that stay in the caches."""
+        values = full
+        if (start, count) not in self._stages:
+            self._stages[start, count] = stages(self.graph, start, self.tail, count, self.last_use)
+        for first, last, step in self._stages[start, count]:
+            parts = []
+            for position in range(0, count, step):
+                part = {i: value[position : position + step] for i, value in values.items()} if step < count else values
+                for number in range(first, last):
+                    node = self.graph.nodes[number]
+                    part.update(self.call(node, part, min(step, count - position)))
+                    self._forget(number, node, part)
+                parts.append(part)
+            # what is not used any more has gone from each part
+            values = parts[0] if len(parts) == 1 else {i: torch.cat([part[i] for part in parts]) for i in parts[0]}
+        return {i: values[i] for i in self._tail_inputs()}
 
     def _occluded(self, chunk: Chunk, channels: int, height: int, width: int, fill: float) -> Tensor:
         """Return the input's patches; a window cut at the border is shorter than the rectangle around it."""
@@ -167,11 +193,11 @@ class Plan:
                 ] = fill
         return buffer.flatten(0, 1).permute(0, 3, 1, 2)
 
-    def _forget(self, chunk: Chunk, number: int, node: Node) -> None:
+    def _forget(self, number: int, node: Node, *values: dict[int, Tensor]) -> None:
         for index in node.inputs:
             if self.last_use[index] == number:
-                chunk.patches.pop(index, None)
-                chunk.full.pop(index, None)
+                for held in values:
+                    held.pop(index, None)
 
     def _tail_inputs(self) -> list[int]:
         made = {o for node in self.graph.nodes[: self.tail] for o in node.outputs if o is not None} | {0}
@@ -185,12 +211,18 @@ class Plan:
             values.update(self.call(node, values, count))
         return [values[leaf.index] if isinstance(leaf, Ref) else leaf for leaf in self.graph.returns]
 
-    def whole(self, x: Tensor) -> dict[int, Tensor]:
-        """Run the program on full maps and return every value of one row, ``x`` [1, C, H, W]."""
-        values = {0: x}
-        for node in self.graph.nodes:
-            values.update(self.call(node, values, len(x)))
-        return values
+    def maps(self, image: Tensor) -> dict[int, Tensor]:
+        """Run the program on an image [1, C, H, W] and return every value that is a map of it."""
+        values = {0: image}
+        found = {0: image}
+        for number, node in enumerate(self.graph.nodes[: self.tail]):
+            made = self.call(node, values, 1)
+            values.update(made)
+            found.update({i: value for i, value in made.items() if i in self.lengths[0]})
+            for index in node.inputs:
+                if self.last_use[index] == number:
+                    values.pop(index, None)
+        return found
 
     def call(self, node: Node, values: dict[int, Tensor], count: int) -> dict[int, Tensor]:
         """Run a node on full maps of ``count`` rows."""

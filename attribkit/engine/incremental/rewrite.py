@@ -55,11 +55,13 @@ def _is_copy(graph: Graph, node: Node) -> bool:
     if node.name in _COPIES or node.name == "_adaptive_avg_pool2d":
         return True
     if node.name == "as_strided":  # a change of the strides of dimensions of one element
-        strides = node.arguments()["stride"]
-        if a.clean is None or b.clean is None:
-            return False
-        sides = zip(strides, a.clean.stride(), a.shape, strict=True)
-        return all(size == 1 or new == old for new, old, size in sides) and not node.arguments()["storage_offset"]
+        sides = zip(node.arguments()["stride"], a.stride, a.shape, strict=True)
+        return (
+            a.rows
+            and b.rows
+            and all(size == 1 or new == old for new, old, size in sides)
+            and not node.arguments()["storage_offset"]
+        )
     return False
 
 
@@ -68,7 +70,8 @@ def _recognise(graph: Graph, node: Node) -> None:
     if node.op != "call":
         return
     if node.name in ("addmm", "mm"):
-        return _linear(graph, node)
+        _linear(graph, node)
+        return
     if not isinstance(node.leaves[0], Ref):
         return
     source, output = node.leaves[0].index, node.outputs[0]
@@ -140,7 +143,12 @@ def _fold(graph: Graph) -> None:
             continue
         source = node.inputs[0]
         maker = makers.get(source)
-        if maker is None or len(consumers[source]) != 1 or source in results or maker.op not in ("conv", "linear", "affine"):
+        if (
+            maker is None
+            or len(consumers[source]) != 1
+            or source in results
+            or maker.op not in ("conv", "linear", "affine")
+        ):
             continue
         if maker.op == "affine" and node.op == "affine":
             continue
