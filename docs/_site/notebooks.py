@@ -62,7 +62,10 @@ def _output(output: dict[str, Any], key: str, pictures: dict[str, bytes]) -> str
         return _text("\n".join(output["traceback"]))
     data = output["data"]
     if "text/html" in data:
-        _held[key] = f'<div class="notebook-output">{"".join(data["text/html"])}</div>'
+        markup = re.sub(
+            r"<table(?![^>]*\sclass=)", '<table class="output"', "".join(data["text/html"])
+        )  # not the theme's
+        _held[key] = f'<div class="notebook-output">{markup}</div>'
         return f'<div data-output="{key}"></div>'
     for kind, suffix in _PICTURES.items():
         if kind in data:

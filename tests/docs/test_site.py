@@ -174,7 +174,10 @@ def test_notebooks_become_pages():
             "outputs": [
                 {"output_type": "stream", "name": "stdout", "text": ["\x1b[31mred\x1b[0m ```\n"]},
                 {"output_type": "stream", "name": "stderr", "text": "progress"},
-                {"output_type": "display_data", "data": {"text/html": "<b>*bold*</b>", "text/plain": "no"}},
+                {
+                    "output_type": "display_data",
+                    "data": {"text/html": "<table border><td>*x*</table>", "text/plain": "no"},
+                },
                 {"output_type": "display_data", "data": {"image/png": "aGk=", "text/plain": "<Figure of 1>"}},
                 {"output_type": "execute_result", "data": {"text/plain": "3"}},
             ],
@@ -189,7 +192,7 @@ def test_notebooks_become_pages():
     )
     assert pictures == {"a-1-3.png": b"hi"}
     page = notebooks.on_page_content('<p>x</p><div data-output="a-1-2"></div>')
-    assert page == '<p>x</p><div class="notebook-output"><b>*bold*</b></div>'
+    assert page == '<p>x</p><div class="notebook-output"><table class="output" border><td>*x*</table></div>'
 
 
 def test_names_lead_to_the_reference():
