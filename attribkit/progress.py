@@ -10,6 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 from attribkit import _notebook
 
+__all__ = ["shown", "track"]
+
 T = TypeVar("T")
 _local = threading.local()
 

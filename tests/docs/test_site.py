@@ -81,7 +81,12 @@ def test_each_public_name_is_in_the_reference():
     for module in ("errors", "progress", "cli.options", "hookspecs"):
         loaded = importlib.import_module(f"attribkit.{module}")
         for name, thing in vars(loaded).items():
-            ours = getattr(thing, "__module__", None) == loaded.__name__ and (inspect.isclass(thing) or callable(thing))
+            listed = name in getattr(loaded, "__all__", [name])
+            ours = (
+                listed
+                and getattr(thing, "__module__", None) == loaded.__name__
+                and (inspect.isclass(thing) or callable(thing))
+            )
             if ours and not name.startswith("_") and name not in attribkit.__all__:
                 public.add(f"attribkit.{module}.{name}")
     assert public - set(names) == set()
