@@ -347,3 +347,32 @@ def test_zennits_path_methods(model, x, shelf):
 
 def assert_nearly(found, expected):
     assert 1e-6 < (found - expected).abs().max() / expected.abs().max() < 0.5
+
+
+# -- the page itself ---------------------------------------------------------------------------------------------------
+
+
+def calls_of_the_page():
+    page = Path(__file__).parents[2] / "docs" / "migration.md"
+    rows = [line for line in page.read_text("utf-8").splitlines() if line.startswith("| `")]
+    calls = [code for row in rows for code in row.split(" | ")[1].split("`")[1::2]]
+    return [code for code in calls if code.startswith(("ak.", "target="))]
+
+
+def test_the_calls_of_the_page_run_as_they_are_written(x, shelf, monkeypatch):
+    """`layer` and `layer4` stand for layers; Grad-CAM is given as a class, as the shelf may not be installed."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    for name, module in (("layer", nn.Conv2d(3, 4, 3)), ("layer4", nn.ReLU()), ("flat", nn.Flatten())):
+        model.add_module(name, module)
+    model.add_module("head", nn.Linear(4 * 10 * 10, 3))
+    names = {"ak": ak, "torch": torch, "model": model.double().eval(), "x": x, "c": 1, "i": 2, "j": 2, "h": 4, "w": 3}
+    names |= {"b": 0.5, "y": CLASSES, "weights": random(2, 3)}
+    monkeypatch.setitem(names, "GradCam", shelf("cam", "methods").GradCam)
+    calls = calls_of_the_page()
+    assert len(calls) >= 9
+    for call in calls:
+        if call.startswith("target="):
+            call = f'ak.attribute(model, x, "gradient", {call})'
+        found = eval(call.replace('"grad_cam"', "GradCam"), names)
+        assert found is not None, call
