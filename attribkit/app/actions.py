@@ -13,7 +13,7 @@ from typing import Any
 
 from attribkit.app import pages, saving
 from attribkit.app.jobs import Job, Stopped
-from attribkit.app.session import Session
+from attribkit.app.session import Session, Superseded
 from attribkit.app.subject import Found
 from attribkit.app.view import Display
 from attribkit.cli._group import describe
@@ -61,6 +61,8 @@ def model_chosen(session: Session, model: str | None, weights: str | None) -> Ch
     yield {"notice": pages.notice(notes=[f"Loading {model} …"])}
     try:
         session.choose_model(model or "", weights or "")
+    except Superseded:
+        raise
     except Exception:
         yield {"model": Field(before[0]), "weights": Field(before[1])}
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -32,6 +33,25 @@ def require_gradio() -> None:
 
     if find_spec("gradio") is None:
         raise AttribkitError(MISSING)
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Check that nothing else listens at an address, before anything slow is done.
+
+    Raises
+    ------
+    InputError
+        It is taken, or none of this machine's.
+    """
+    if port is None:
+        return
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise InputError(f"cannot serve at {host}:{port}: {error.strerror or error}") from error
 
 
 def serve(

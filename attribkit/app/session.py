@@ -17,6 +17,10 @@ from attribkit.app.view import UPLOADED, View
 from attribkit.errors import AttribkitError, InputError, did_you_mean
 
 
+class Superseded(Exception):
+    """Something else was asked while this was being loaded."""
+
+
 class Session:
     """One open page.
 
@@ -92,12 +96,12 @@ class Session:
         wanted, wrong = _known_methods(wanted, default)
         complaints += wrong
         try:
-            self._load(wanted, keep=True)
+            self._load(wanted, keep=True, whole=True)
         except Exception as error:
             if (wanted.model, wanted.weights) == (default.model, default.weights):
                 raise
             complaints.append(str(error))
-            self._load(replace(default, picture=wanted.picture, display=wanted.display), keep=False)
+            self._load(replace(default, picture=wanted.picture, display=wanted.display), keep=False, whole=True)
         subject = self._loaded()
         if self.view.layer is not None and self.view.layer not in subject.shown.layers:
             try:
@@ -206,7 +210,7 @@ class Session:
             raise InputError("no model is loaded: choose one")
         return self.subject
 
-    def _load(self, wanted: View, keep: bool) -> None:
+    def _load(self, wanted: View, keep: bool, whole: bool = False) -> None:
         """Load the model and the picture of a view, and then show it; a failure leaves everything as it was.
 
         Parameters
@@ -215,7 +219,15 @@ class Session:
             The view.
         keep
             Whether what belongs to a model (class, layer, channel) is kept.
+        whole
+            Whether the rest of the view is taken over too; otherwise what was changed meanwhile stays.
+
+        Raises
+        ------
+        Superseded
+            Another model or picture was asked for meanwhile.
         """
+        turns = self.begin("subject")
         shown = self.shelf.get(wanted.model, wanted.weights)
         if wanted.picture != UPLOADED:
             picture = pictures.sample(wanted.picture)
@@ -233,7 +245,11 @@ class Session:
         if wanted.picture != UPLOADED or self._upload is not None:
             wanted = replace(wanted, picture=picture.key)
         with self._lock:
-            self.subject, self.view = subject, wanted
+            if not self.current(turns, "subject"):
+                raise Superseded
+            names = ("model", "weights", "picture", "target", "layer", "channel")
+            loaded = {name: getattr(wanted, name) for name in names}
+            self.subject, self.view = subject, wanted if whole else replace(self.view, **loaded)
             self._failures.clear()
 
 

@@ -10,7 +10,7 @@ import gradio as gr
 
 from attribkit.app import actions, pages
 from attribkit.app.actions import Field
-from attribkit.app.session import Session
+from attribkit.app.session import Session, Superseded
 from attribkit.app.shelf import Shelf
 from attribkit.app.top import Mined
 from attribkit.app.view import SIGNS, WINDOW, Display
@@ -181,19 +181,19 @@ class Page:
         self._then_occlude(self.blocks.load(self._opened, None, [self.session, *part.values()], **_QUIET))
         for name in ("answer", "samples", "feature_maps"):
             self._then_occlude(part[name].pick(picked, self.session, [*part.values()], **_QUIET))
-        on(part["model"].input, actions.model_chosen, "model", "weights", then=True, **_LAST)
-        on(part["weights"].input, actions.model_chosen, "model", "weights", then=True, **_LAST)
+        on(part["model"].input, actions.model_chosen, "model", "weights", then=True)
+        on(part["weights"].input, actions.model_chosen, "model", "weights", then=True)
         on(part["upload"].upload, actions.uploaded, "upload", then=True)
-        on(part["target"].input, actions.class_chosen, "target", then=True, **_LAST)
-        on(part["methods"].input, actions.methods_chosen, "methods", **_LAST)
-        on(part["layer"].input, actions.layer_chosen, "layer", **_LAST)
-        on(part["channel"].input, actions.channel_chosen, "channel", **_LAST)
-        on(part["projector"].input, actions.projector_chosen, "projector", **_LAST)
+        on(part["target"].input, actions.class_chosen, "target", then=True)
+        on(part["methods"].input, actions.methods_chosen, "methods")
+        on(part["layer"].input, actions.layer_chosen, "layer")
+        on(part["channel"].input, actions.channel_chosen, "channel")
+        on(part["projector"].input, actions.projector_chosen, "projector")
         for name in ("opacity", "sign", "percentile"):
             on(part[name].input, actions.displayed, "opacity", "sign", "percentile", **_LAST)
         on(part["run"].click, actions.occlude, "window", "stride", **_OCCLUDING)
         part["stop"].click(self._stop, self.session, None, queue=False, **_QUIET)
-        on(part["item"].input, actions.item_chosen, "item", **_LAST)
+        on(part["item"].input, actions.item_chosen, "item")
         for what, button in self.buttons.items():
             on(button.click, lambda session, key, what=what: actions.saved(session, key, what), "item")
         for tab, element in self.tabs.items():
@@ -220,6 +220,8 @@ class Page:
                 for changes in action(session, *values):
                     changed = True
                     yield {self.parts[name]: _update(name, value) for name, value in changes.items()}
+            except Superseded:
+                pass  # what was asked instead is shown
             except Exception as error:
                 if self.debug:
                     traceback.print_exception(error)
@@ -236,7 +238,8 @@ class Page:
             actions.stop(session)
 
 
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# by default a click is lost while what the one before asked is still computed
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
 _LAST: dict[str, Any] = {"trigger_mode": "always_last"}
 _OCCLUDING: dict[str, Any] = {"concurrency_id": "occlusion", "concurrency_limit": TOGETHER}
 

@@ -43,9 +43,10 @@ def app(
     """
     if weights is not None and not models:
         raise click.UsageError("--weights needs --model: which model are they for?", ctx)
-    from attribkit.app.serving import require_gradio, serve
+    from attribkit.app.serving import check_address, require_gradio, serve
 
     require_gradio()  # before torch is imported: that takes seconds
+    check_address(host, port)
     from attribkit.app.shelf import Shelf
     from attribkit.app.top import Mined
     from attribkit.cli._session import usable_device

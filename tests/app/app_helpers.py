@@ -12,7 +12,7 @@ class Viewer:
     def __init__(self, context, server):
         self.context, self.server = context, server
         self.page = context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(60_000)
         self.outside, self.faults = [], []
         self.page.on("request", self._requested)
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))

@@ -13,7 +13,7 @@ from torch import nn
 
 import attribkit
 from attribkit.app import actions, pages, saving
-from attribkit.app.session import Session
+from attribkit.app.session import Session, Superseded
 from attribkit.app.shelf import Shelf, Shown
 from attribkit.app.top import Mined
 from attribkit.app.view import UPLOADED
@@ -329,3 +329,51 @@ def test_a_model_without_class_scores_shows_its_features(monkeypatch):
     assert [item.key for item in saving.items(session)] == ["unit"]
     with pytest.raises(InputError, match="no class scores"):
         after(actions.class_chosen(session, 0))
+
+
+def test_of_two_models_the_one_asked_for_last_is_shown(monkeypatch):
+    began, go = threading.Event(), threading.Event()
+    shelf = Shelf()
+    right = shelf.get
+
+    def slow(model, checkpoint=""):
+        if model == "timm/test_vit":
+            began.set()
+            assert go.wait(30)
+        return right(model, checkpoint)
+
+    session = Session(shelf)
+    session.open(FASHION)
+    monkeypatch.setattr(shelf, "get", slow)
+    raised = []
+
+    def choose():
+        try:
+            session.choose_model("timm/test_vit")
+        except Superseded as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=choose)
+    thread.start()
+    assert began.wait(30)
+    session.choose_model("timm/test_resnet")
+    session.choose_methods(["deconvnet"])
+    go.set()
+    thread.join(60)
+    assert len(raised) == 1
+    assert (session.view.model, session.view.methods) == ("timm/test_resnet", ("deconvnet",))
+
+
+def test_what_is_changed_while_a_model_loads_stays(monkeypatch):
+    shelf = Shelf()
+    session = Session(shelf)
+    session.open(FASHION)
+    right = shelf.get
+
+    def get(model, checkpoint=""):
+        session.choose_methods(["gradient"])
+        return right(model, checkpoint)
+
+    monkeypatch.setattr(shelf, "get", get)
+    session.choose_model("timm/test_resnet")
+    assert (session.view.model, session.view.methods) == ("timm/test_resnet", ("gradient",))
