@@ -18,7 +18,7 @@ SHELF ?=
 FUZZ_SECONDS ?= 600
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types check images figures fields weights docs docs-serve commands bench zoo shelf shelf-check mutants conformance fuzz soak clean distclean
+.PHONY: help venv demo app test lint format types check images figures fields weights docs docs-serve commands bench zoo shelf shelf-check mutants conformance fuzz soak clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
@@ -37,6 +37,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## explain the sample photograph, and say where the page is
 	@$(VENV)/bin/attribkit demo --out $(DEMO_OUT)
 	@echo "The page: $$(cd '$(DEMO_OUT)' && pwd)/report.html"
+
+app: $(STAMP)  ## look inside a network in the browser, until Ctrl+C
+	$(VENV)/bin/attribkit app --open
 
 test: $(STAMP)  ## run the tests
 	$(RUN) pytest $(PYTEST_FLAGS)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from attribkit import progress
 
@@ -96,21 +96,21 @@ class Job(Generic[T]):
 
     # -- what `attribkit.progress.track` calls ---------------------------------------------------------------------
 
-    def add_task(self, description: str, total: int | None = None) -> int:
+    def add_task(self, description: str, *, total: float | None) -> int:
         """Begin a loop: the innermost one of known length is what is shown."""
         self._check()
         if total is not None and total > 1:
-            self._done, self._total = 0, total
+            self._done, self._total = 0, int(total)
             return 1
         return 0
 
-    def advance(self, task: int) -> None:
+    def advance(self, task_id: int) -> None:
         """Note one more step of a loop."""
         self._check()
-        if task:
+        if task_id:
             self._done += 1
 
-    def remove_task(self, task: int) -> None:
+    def remove_task(self, task_id: int) -> None:
         """End a loop."""
 
     def _check(self) -> None:
@@ -119,7 +119,7 @@ class Job(Generic[T]):
 
 
 @contextmanager
-def _heard(job: Any) -> Iterator[None]:
+def _heard(job: progress.Bars) -> Iterator[None]:
     """Let a job hear the loops of this thread in the place of progress bars."""
     progress._local.bars = job
     try:
