@@ -269,6 +269,36 @@ def captum() -> None:
     )
 
 
+@picture
+def shelf_numbers() -> None:
+    """No picture: how much the shelf's maps of another class, and of a random classifier, differ."""
+    names = [
+        "grad_cam",
+        "grad_cam_plus_plus",
+        "layer_cam",
+        "score_cam",
+        "guided_grad_cam",
+        "lrp_epsilon",
+        "lrp_epsilon_plus_flat",
+        "lrp_epsilon_gamma_box",
+        "lrp_epsilon_alpha2_beta1",
+        "input_x_gradient",
+        "integrated_gradients",
+        "expected_gradients",
+        "smooth_grad",
+        "var_grad",
+    ]
+    model = randomised(("classifier",))
+    lines = [f"| method | {OTHER} | classifier random |", "| --- | ---: | ---: |"]
+    for name in names:
+        options = {"low": -1.0, "high": 1.0} if name == "lrp_epsilon_gamma_box" else {}
+        first = explained(name, **options).heatmap()
+        others = (explained(name, other(), **options), ak.attribute(model, photograph(), name, own(), **options))
+        cells = [two_digits(rank_correlation(first, found.heatmap())) for found in others]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    numbers("shelf", "\n".join(lines))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)  # so that sums are added in one order
     for name in sys.argv[1:] or PICTURES:
