@@ -27,7 +27,7 @@ const mapOf = new Map(maps.map((map) => [map.image, map]));
 
 function chunksOf(bytes) {
   const view = new DataView(bytes.buffer), found = {};
-  for (let at = 8; at < bytes.length;) {
+  for (let at = 8; at + 8 <= bytes.length;) {
     const size = view.getUint32(at);
     found[String.fromCharCode(...bytes.subarray(at + 4, at + 8))] = { at, size };
     at += size + 12;
@@ -42,9 +42,11 @@ function changeChunk(bytes, { at, size }, contents) {
   new DataView(bytes.buffer).setUint32(at + 8 + size, ~crc >>> 0);
 }
 
+const HEAD = 2048; // letters of base64, a multiple of 4: the palette stands before the pixels
+
 function redrawn(map, scale) {
-  const [head, data] = map.source.split(",");
-  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const data = map.source.indexOf(",") + 1;
+  const bytes = Uint8Array.from(atob(map.source.slice(data, data + HEAD)), (letter) => letter.charCodeAt(0));
   const chunks = chunksOf(bytes);
   if (!chunks.PLTE) return map.source; // a picture that says that every value is zero
   const signed = map.kind === "signed", zero = signed ? 127 : 0, last = signed ? 127 : 254;
@@ -61,9 +63,7 @@ function redrawn(map, scale) {
   }
   changeChunk(bytes, chunks.PLTE, colours);
   if (alpha) changeChunk(bytes, chunks.tRNS, alpha);
-  let text = "";
-  for (let at = 0; at < bytes.length; at += 8192) text += String.fromCharCode(...bytes.subarray(at, at + 8192));
-  return `${head},${btoa(text)}`;
+  return map.source.slice(0, data) + btoa(String.fromCharCode(...bytes)) + map.source.slice(data + HEAD);
 }
 
 function number(value) {
