@@ -40,7 +40,11 @@ def help_of(command: click.Command, name: str, parent: click.Context | None = No
 def page() -> str:
     """Return the page."""
     parts = [HEAD]
-    with mock.patch.object(LazyGroup, "_add_plugins"), click.Context(attribkit) as parent:
+    with (
+        mock.patch.object(LazyGroup, "_add_plugins"),
+        mock.patch.dict(attribkit.commands, clear=True),
+        click.Context(attribkit) as parent,
+    ):
         parent.info_name = "attribkit"
         parts.append(f"## attribkit\n\n```text\n{help_of(attribkit, 'attribkit')}\n```\n")
         for name in attribkit.list_commands(parent):

@@ -10,12 +10,14 @@ import shutil
 import sys
 import types
 
+import click
 import page_blocks
 import pytest
 from page_blocks import ROOT
 
 import attribkit
 from attribkit import hookspecs
+from attribkit.cli import main
 
 DOCS = ROOT / "docs"
 
@@ -116,17 +118,17 @@ def test_the_page_of_commands_is_current(capsys):
     page = commands.PAGE.read_text(encoding="utf-8")
     for block in page_blocks.blocks_of(commands.PAGE):
         assert max(map(len, block.text.splitlines())) <= 80, block.place
-    from attribkit.cli import main
-
     assert all(f"\n## attribkit {name}\n" in page for name in main.lazy_commands)
 
 
 def test_a_stale_page_of_commands_is_found(tmp_path, monkeypatch):
     commands = load(DOCS / "make_commands.py")
     monkeypatch.setattr(commands, "PAGE", tmp_path / "commands.md")
+    monkeypatch.setitem(main.commands, "whiskers", click.Command("whiskers"))  # a plugin's
     assert commands.main(["--check"]) == 1
     assert commands.main([]) == 0
     assert commands.main(["--check"]) == 0
+    assert "whiskers" not in commands.PAGE.read_text(encoding="utf-8")
     commands.PAGE.write_text(commands.PAGE.read_text(encoding="utf-8").replace("--top", "--tpo"), encoding="utf-8")
     assert commands.main(["--check"]) == 1
 
