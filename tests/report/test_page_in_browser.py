@@ -76,11 +76,14 @@ def pages(tmp_path_factory):
 def browser():
     """Chromium; without one the tests fail where they must run, and are skipped elsewhere."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
     if executable is None:
-        complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         complain("the tests of the report page need a browser: no chromium is on the path")
-    sync_api = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
-    with sync_api.sync_playwright() as playwright:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError as error:
+        complain(f"the tests of the report page need playwright: {error}")
+    with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield launched
         launched.close()
