@@ -1,4 +1,7 @@
-"""The lean way back: equal to autograd's to the bit, keeps what it says, and stands aside where it is not wanted."""
+"""The lean way back: equal to autograd's, keeps what it says, and stands aside where it is not wanted.
+
+Equal is to the bit, but for what goes in parts of the batch.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +126,9 @@ def test_linear_equals_autograd_to_the_bit(rows, bias):
 
 def test_what_is_no_number_passes_as_it_does_in_autograd():
     x = torch.tensor([float("nan"), 1.0, -1.0, 0.0, float("inf"), -float("inf")] * 8).reshape(1, 1, 6, 8)
-    for function in (F.relu, lambda x: F.leaky_relu(x, 0.1), lambda x: F.max_pool2d(x, 2)):
+    # of the clamps torch's derivative is another for elements that do not fill a vector: these do
+    clamps = [F.relu6, lambda x: F.hardtanh(x, -0.5, 0.5), lambda x: F.hardtanh_(x, -0.5, 0.5)]
+    for function in (F.relu, lambda x: F.leaky_relu(x, 0.1), lambda x: F.max_pool2d(x, 2), *clamps):
         _, gradient, _ = autograd(function, x)
         _, mine, used = lean(function, x)
         assert used
@@ -171,11 +176,17 @@ def test_a_convolution_of_one_by_one_stays_whole(monkeypatch):
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 63, 64, 1000])
 def test_bits_by_torch_are_those_by_numpy(count):
     values = image(count)
-    packed = bits.between(values, 0, 1)
-    assert packed.numel() == -(-count // 8)
-    assert torch.equal(packed, bits.pack_by_torch((values > 0) & (values < 1)))
-    assert torch.equal(bits.unpacked(packed, count), ((values > 0) & (values < 1)).to(torch.uint8))
-    assert torch.equal(bits.unpack_by_torch(packed, count), bits.unpacked(packed, count))
+    values[count // 2] = float("nan")
+    masks = {
+        bits.above(values, 0): values > 0,
+        bits.not_at_most(values, 0): ~(values <= 0),
+        bits.between(values, 0, 1): (values > 0) & (values < 1),
+    }
+    for packed, mask in masks.items():
+        assert packed.numel() == -(-count // 8)
+        assert torch.equal(bits.unpacked(packed, count), mask.to(torch.uint8))
+        assert torch.equal(bits.unpack_by_torch(packed, count), mask.to(torch.uint8))
+        assert torch.equal(bits.unpack_by_torch(bits.pack_by_torch(mask), count), mask.to(torch.uint8))
 
 
 @pytest.mark.parametrize("function", [F.relu, lambda x: F.max_pool2d(x, 2)])

@@ -20,51 +20,46 @@ _BY_NUMPY = (torch.float32, torch.float64)
 _GATHER = 0x8040201008040201 - (1 << 64)
 
 
-def between(flat: Tensor, low: float, high: float | None) -> Tensor:
-    """Pack where ``low < value < high`` (None: no upper end).
+def above(flat: Tensor, low: float) -> Tensor:
+    """Pack where ``value > low``.
 
     Parameters
     ----------
     flat
         Floating point [n].
-    low, high
-        The ends.
+    low
+        A number.
 
     Returns
     -------
     Tensor
         uint8 [⌈n / 8⌉], the first element in the highest bit.
     """
-    return _packed(flat, "greater", low, high)
+    return _packed(flat, lambda of, values: of.greater(values, low))
 
 
 def not_at_most(flat: Tensor, low: float) -> Tensor:
     """Pack where not ``value <= low``, which is where ``value > low`` or the value is no number."""
-    return _packed(flat, "less_equal", low, None).bitwise_not_()
+    return _packed(flat, lambda of, values: of.less_equal(values, low)).bitwise_not_()
 
 
-def _packed(flat: Tensor, compare: str, low: float, high: float | None) -> Tensor:
+def between(flat: Tensor, low: float, high: float) -> Tensor:
+    """Pack where ``low < value < high``."""
+    return _packed(flat, lambda of, values: of.greater(values, low) & of.less(values, high))
+
+
+def _packed(flat: Tensor, compared: Callable[[Any, Any], Any]) -> Tensor:
+    """Pack what ``compared(library, values)`` is, where the library is numpy or torch, as the values are."""
     if flat.device.type != "cpu":
-        return pack_by_torch(_compared(flat, compare, low, high))
+        return pack_by_torch(compared(torch, flat))
     count = len(flat)
     found = store.empty(torch.Size([-(-count // 8)]), torch.uint8)
     packed = found.numpy()
     for start in range(0, count, BLOCK):
-        block: Any = flat[start : start + BLOCK].detach()
-        if flat.dtype in _BY_NUMPY:
-            values = block.numpy()
-            mask = getattr(np, compare)(values, low)
-            if high is not None:
-                mask &= values < high
-        else:
-            mask = _compared(block, compare, low, high).numpy()
+        block = flat[start : start + BLOCK].detach()
+        mask = compared(np, block.numpy()) if flat.dtype in _BY_NUMPY else compared(torch, block).numpy()
         packed[start // 8 : -(-(start + len(block)) // 8)] = np.packbits(mask)
     return found
-
-
-def _compared(values: Tensor, compare: str, low: float, high: float | None) -> Tensor:
-    mask: Tensor = getattr(torch, compare)(values, low)
-    return mask if high is None else mask & (values < high)
 
 
 def pack_by_torch(mask: Tensor) -> Tensor:

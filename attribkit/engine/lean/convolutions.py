@@ -23,8 +23,9 @@ class Convolution(Step):
     """A convolution of fixed weights.
 
     On the CPU torch lays its input and its output out anew, so that three or four tensors of their size are there at
-    once. A large one goes in parts of the batch: that is leaner and faster. Each sample comes out the same to the bit,
-    but for 1×1 convolutions, in which torch adds in another order in another batch; these stay whole.
+    once. A large one goes in parts of the batch: that is leaner and faster. Each sample comes out the same up to
+    rounding: on most machines to the bit, but torch may choose another order of adding for another batch. In 1×1
+    convolutions it always does; these stay whole.
     """
 
     def __init__(self, x: Tensor, weight: Tensor, bound: dict[str, Any]) -> None:

@@ -93,7 +93,11 @@ class Hardtanh(ReLU):
         return cls(low, high) if _is_number(low) and _is_number(high) else None
 
     def open(self, flat: Tensor) -> Tensor:
-        """Open between the ends."""
+        """Open between the ends; closed for what is no number.
+
+        There torch has it both ways: its derivative is 0 wherever whole vectors are computed at once and 1 for the few
+        elements that are left over at the end.
+        """
         return bits.between(flat, self.low, self.high)
 
 
@@ -112,7 +116,7 @@ class LeakyReLU(PiecewiseLinear):
 
     def open(self, flat: Tensor) -> Tensor:
         """Open above zero."""
-        return bits.between(flat, 0, None)
+        return bits.above(flat, 0)
 
     def derivative(self, signal: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the signal where it is open, times the slope elsewhere."""
