@@ -118,8 +118,9 @@ class Page:
                 elem_id="projector",
                 min_width=150,
             )
-        self._html("feature_maps")
-        self._html("unit", js=None)
+        with gr.Row(elem_id="features"):
+            self._html("feature_maps")
+            self._html("unit", js=None)
 
     def _occlusion(self) -> None:
         with gr.Row(elem_id="occlusion-controls"):
