@@ -210,7 +210,7 @@ def page() -> str:
 
 Written by `python docs/make_benchmarks.py` from what `make bench` measured. Every comparison runs both sides in
 turns in one process on the same inputs; figures are medians of ratios with the smallest and the largest. Weights
-are random, images 224×224. Machine: {occluded["machine"].split(",")[0]}, 2 cores, no GPU; torch {machine["torch"]},
+are random, images 224×224. Machine: {occluded["machine"]["processor"]}, 2 cores, no GPU; torch {machine["torch"]},
 Python {machine["python"]}. Nothing here has been measured on a GPU yet.
 
 ## Occlusion

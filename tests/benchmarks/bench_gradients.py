@@ -11,7 +11,6 @@ Run ``pytest -s -o python_files='bench_*.py' tests/benchmarks/bench_gradients.py
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -25,7 +24,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from bench_tools import FOLDER, machine
+from bench_tools import keep_row, summary
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -71,19 +70,7 @@ def call(who, model, x, method):
 def record(**row):
     """Print a row and put it into out/bench/gradients.json in place of the one it repeats."""
     print("\n" + ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-    path = FOLDER / "gradients.json"
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
-    same = ("figure", "model", "method", "threads")
-    rows = [r for r in known if any(r.get(key) != row.get(key) for key in same)]
-    found = {"machine": machine(), "torch": torch.__version__, "threads": [1, 2], "batch": BATCH, "rows": [*rows, row]}
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(path)
-
-
-def summary(values):
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    keep_row("gradients", {"batch": BATCH, **row}, ("figure", "model", "method", "threads"))
 
 
 # -- time --------------------------------------------------------------------------------------------------------------

@@ -5,16 +5,14 @@ An exponent is the slope of log seconds against log size by least squares: 1 is 
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from bench_tools import FOLDER, machine
+from bench_tools import keep
 
 import attribkit as ak
 
@@ -77,14 +75,6 @@ def test_growth(model, name):
         seconds[size] = statistics.median(times)
     exponent = float(np.polyfit(np.log(sizes), np.log([seconds[size] for size in sizes]), 1)[0])
     print(f"\n{name}: exponent {exponent:.2f}; " + ", ".join(f"{n}: {s:.3f} s" for n, s in seconds.items()))
-    keep(name, {"sizes": sizes, "seconds": list(seconds.values()), "exponent": exponent})
+    row = {"sizes": sizes, "seconds": list(seconds.values()), "exponent": exponent}
+    keep("growth", lambda known: known.setdefault("series", {}).update({name: row}))
     assert exponent < 1.2
-
-
-def keep(name, row):
-    path = Path(FOLDER) / "growth.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {"series": {}}
-    known["machine"] = machine()
-    known["series"][name] = row
-    path.write_text(json.dumps(known, indent=1) + "\n")

@@ -8,13 +8,9 @@ whole model's on the smallest models of many families instead. Results go to ``o
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from unittest import mock
 
 import captum.attr
@@ -22,6 +18,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from bench_tools import keep_row, machine, summary
 
 import attribkit as ak
 from attribkit.builtin.occlusion import starts
@@ -153,7 +150,7 @@ def compare(name: str, window: int, stride: int, rounds: int) -> dict[str, objec
     }
     for key in ("auto", "full", "dense"):
         ratios = [a / b for a, b in zip(seconds["captum"], seconds[key], strict=False)]
-        found[key] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+        found[key] = summary(ratios)
     a = found["auto"]
     print(
         f"{name} {window}/{stride}, {found['threads']} threads: {a['median']:.2f}x ({a['min']:.2f}-{a['max']:.2f}) of "
@@ -188,15 +185,6 @@ def worst(name: str, window: int, stride: int, size: int | None) -> dict[str, ob
     return {"model": name, "window": window, "stride": stride, "error": error, "incremental": incremental}
 
 
-def machine() -> str:
-    """Return what the timings were taken on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    return f"{cpu}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-
-
 @pytest.mark.parametrize("name", ["torchvision/mobilenet_v2", "torchvision/resnet18"])
 def test_faster_than_captum(name):
     threads = torch.get_num_threads()
@@ -220,28 +208,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="side of the images for --families; default each model's own")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(machine())
+    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    case = ("model", "window", "stride", "threads")
     for name in arguments.models or (FAMILIES if arguments.families else TARGETS):
         try:
             if arguments.families:
-                keep("occlusion-families", worst(name, arguments.window, arguments.stride, arguments.size))
+                keep_row("occlusion-families", worst(name, arguments.window, arguments.stride, arguments.size), case)
             else:
-                keep("occlusion", compare(name, arguments.window, arguments.stride, arguments.rounds))
+                keep_row("occlusion", compare(name, arguments.window, arguments.stride, arguments.rounds), case)
         except (RuntimeError, AssertionError, ak.AttribkitError) as error:
             print(f"{name}: {error}".splitlines()[0], flush=True)
-
-
-def keep(kind: str, row: dict[str, object]) -> None:
-    """Put a row into out/bench/KIND.json, in the place of one of the same case."""
-    out = Path("out/bench")
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{kind}.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    case = ("model", "window", "stride", "threads")
-    rows = [old for old in rows if any(old.get(key) != row.get(key) for key in case)] + [row]
-    part = out / f"{kind}.json.part"
-    part.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-    part.replace(path)
 
 
 if __name__ == "__main__":

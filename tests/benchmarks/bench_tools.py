@@ -26,25 +26,45 @@ class Stopwatch:
 
 
 def machine():
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": next(names, "") or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
 
 
-def record(benchmark, case, **figures):
-    """Print a case's figures (lists: median, smallest and largest) and put them into out/bench/BENCHMARK.json."""
-    row = {}
-    for name, values in figures.items():
-        values = values if isinstance(values, list) else [values]
-        row[name] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    words = [f"{n} {v['median']:.3g} ({v['min']:.3g} to {v['max']:.3g})" for n, v in row.items()]
-    print(f"\n{case}: {'; '.join(words)}; {torch.get_num_threads()} threads, {machine()['processor']}")
+def summary(values):
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def keep(benchmark, change):
+    """Put what was measured into out/bench/BENCHMARK.json: ``change`` gets what is there, and changes it."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{benchmark}.json"
-    known = json.loads(path.read_text()) if path.exists() else {"cases": {}}
+    known = json.loads(path.read_text()) if path.exists() else {}
     known["machine"] = machine()
-    known["cases"][case] = row
-    path.write_text(json.dumps(known, indent=1) + "\n")
+    change(known)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(known, indent=1) + "\n")
+    part.replace(path)
+
+
+def keep_row(benchmark, row, case):
+    """Keep a row, in the place of one that is the same in all that ``case`` names."""
+
+    def change(known):
+        others = [old for old in known.get("rows", []) if any(old.get(key) != row.get(key) for key in case)]
+        known["rows"] = [*others, row]
+
+    keep(benchmark, change)
+
+
+def record(benchmark, case, **figures):
+    """Print a case's figures (lists: median, smallest and largest) and keep them."""
+    row = {name: summary(values if isinstance(values, list) else [values]) for name, values in figures.items()}
+    words = [f"{n} {v['median']:.3g} ({v['min']:.3g} to {v['max']:.3g})" for n, v in row.items()]
+    print(f"\n{case}: {'; '.join(words)}; {torch.get_num_threads()} threads, {machine()['processor']}")
+    keep(benchmark, lambda known: known.setdefault("cases", {}).update({case: row}))
