@@ -43,9 +43,8 @@ def page() -> str:
     with (
         mock.patch.object(LazyGroup, "_add_plugins"),
         mock.patch.dict(attribkit.commands, clear=True),
-        click.Context(attribkit) as parent,
+        click.Context(attribkit, info_name="attribkit", **attribkit.context_settings) as parent,
     ):
-        parent.info_name = "attribkit"
         parts.append(f"## attribkit\n\n```text\n{help_of(attribkit, 'attribkit')}\n```\n")
         for name in attribkit.list_commands(parent):
             command = attribkit.get_command(parent, name)
