@@ -117,10 +117,16 @@ def names(page):
     return page.eval_on_selector_all(".matrix tbody tr", "rows => rows.filter(r => !r.hidden).map(r => r.dataset.name)")
 
 
-def heading(page):
-    """The image that is shown alone."""
-    shown = page.locator("article.image:visible h2")
-    return shown.inner_text() if shown.count() == 1 else None
+def shows(page, name):
+    """Wait until an image is shown alone (None: until none is); a link is followed a little after it was clicked."""
+    page.wait_for_function(
+        """name => {
+          const all = [...document.querySelectorAll('article.image')].filter(article => article.checkVisibility());
+          return name === null ? !all.length : all.length === 1 && all[0].querySelector('h2').innerText === name;
+        }""",
+        arg=name,
+    )
+    return True
 
 
 def choose(page, name, value):
@@ -304,41 +310,41 @@ def test_from_the_matrix_to_one_image_and_on(visit):
     page = visit()
     choose(page, "sort", "name")
     page.locator(".matrix tr[data-name=beta] td a").nth(1).click()
-    assert heading(page) == "beta"
+    assert shows(page, "beta")
     assert page.locator(".matrix").is_hidden()
     assert page.locator("[role=status]").inner_text() == "Image 2 of 4: beta"
     assert page.locator("article.image:visible section.method").count() == 3
     in_view = page.locator("article:visible section.method").nth(1).evaluate("s => s.getBoundingClientRect().top")
     assert -100 < in_view < 500
     page.get_by_role("button", name="Next").click()
-    assert heading(page) == "img9"  # as sorted
+    assert shows(page, "img9")  # as sorted
     page.get_by_role("button", name="Previous").click()
     page.get_by_role("button", name="Previous").click()
-    assert heading(page) == "Alpha"
+    assert shows(page, "Alpha")
     assert page.get_by_role("button", name="Previous").is_disabled()
     page.go_back()
-    assert heading(page) == "beta"
+    assert shows(page, "beta")
     page.get_by_role("button", name="All images").click()
-    assert heading(page) is None
+    assert shows(page, None)
     assert page.locator(".matrix").is_visible()
 
 
 def test_the_choice_of_the_view(visit):
     page = visit()
     page.locator(".views label").nth(1).click()
-    assert heading(page) == "beta"
+    assert shows(page, "beta")
     page.locator(".views label").nth(0).click()
     assert page.locator(".matrix").is_visible()
     page.locator("[name=filter]").fill("img")
     page.locator(".views label").nth(1).click()
-    assert heading(page) == "img10"  # the first of those that are left
+    assert shows(page, "img10")  # the first of those that are left
 
 
 def test_a_link_to_an_image(visit, pages):
     page = visit()
     page.goto(f"file://{pages}/many.html#image-3-2")
     page.reload()
-    assert heading(page) == "img10"
+    assert shows(page, "img10")
 
 
 # --- keys
@@ -359,15 +365,15 @@ def test_keys_in_the_matrix(visit):
     press("ArrowUp")  # stays in the first row
     assert focused(page) == "beta #image-1-1"
     press("Enter")
-    assert heading(page) == "beta"
+    assert shows(page, "beta")
     press("ArrowRight")
-    assert heading(page) == "Alpha"
+    assert shows(page, "Alpha")
     press("ArrowLeft")
     press("ArrowLeft")
-    assert heading(page) == "beta"
+    assert shows(page, "beta")
     press("ArrowRight")
     press("Escape")
-    assert heading(page) is None
+    assert shows(page, None)
     assert focused(page) == "Alpha #image-2"
 
 

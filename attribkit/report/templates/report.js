@@ -176,7 +176,9 @@ function back() {
 
 function turnBy(step) {
   const list = shown(), next = list[list.indexOf(screen.current) + step];
-  if (next) location.hash = next.id;
+  if (!next) return;
+  history.pushState(null, "", `#${next.id}`); // at once, where a link would come a little later
+  open(next);
 }
 
 function follow() {
