@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from attribkit.engine.coverage import Coverage
     from attribkit.engine.inspection import Inspection
     from attribkit.models.building import LoadedModel
+    from attribkit.store.records import Record
 
 SHOWN = 12
 """At most so many maps are drawn."""
@@ -71,6 +72,27 @@ def _caption(result: Attribution, row: int, column: int) -> str:
     if hasattr(target, "tolist"):
         return f"class {int(target.reshape(-1)[row])}"
     return str(target)
+
+
+def record_html(record: Record) -> str:
+    """Return what a store holds of one image and one method: the map, or why there is none, as HTML."""
+    target = f"class {record.target}" if isinstance(record.target, int) else str(record.target or "")
+    values = record.values
+    if values is None:
+        return _tables(
+            record.image, [], [f"{method_title(record.method)} failed: {record.error or 'no reason is kept'}"]
+        )
+    side = SIDES[0][1]
+    return _render(
+        "notebook.html.j2",
+        title=record.image,
+        coverage=method_title(record.method),
+        rows=[[(target, record.score, figures.signed_map(array(values), side))]],
+        grid=False,
+        side=side,
+        bar=figures.colour_bar("signed"),
+        more=0,
+    )
 
 
 def coverage_html(coverage: Coverage) -> str:

@@ -84,6 +84,11 @@ class Record:
         """What else the method found of this image, such as occlusion's ``score_map``."""
         return self._store.extras(self) if self.status == DONE else {}
 
+    def _repr_html_(self) -> str:
+        from attribkit.report.notebook import record_html
+
+        return record_html(self)
+
 
 def record_from(row: tuple[Any, ...], store: Store) -> Record:
     """Return a record from a row of `COLUMNS`, each value checked for its type.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -155,3 +156,23 @@ def test_a_method_in_a_few_rows(monkeypatch):
 
     monkeypatch.setattr(type(info._entry), "load", broken)
     assert "not known: cannot be imported" in parsed(ak.methods()["occlusion"]._repr_html_()).words()
+
+
+def test_a_record_of_a_store():
+    from attribkit.store.records import Record
+
+    values = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    store = SimpleNamespace(tensor=lambda record, name: {"values": values}[name])
+    done = Record(HOSTILE, "guided_backprop", 7, 2.5, "done", None, 0, 0, "shard", 0, 0, None, store)
+    page = parsed(done._repr_html_())
+    assert HOSTILE in " ".join(page.text)
+    assert "Guided backprop class 7 score 2.5" in page.words().replace("· ", "")
+    assert len(page.all("img")) == 2
+    unit = dataclasses.replace(done, target=ak.Unit("conv1", 3), score=None)
+    words = parsed(unit._repr_html_()).words()
+    assert "unit 3 of conv1" in words
+    assert "score" not in words
+    failed = dataclasses.replace(done, target=None, score=None, status="failed", error="the file is empty")
+    page = parsed(failed._repr_html_())
+    assert "Guided backprop failed: the file is empty" in page.words()
+    assert page.all("img") == []
