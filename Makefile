@@ -18,7 +18,7 @@ SHELF ?=
 FUZZ_SECONDS ?= 600
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo app test lint format types check images figures fields weights docs docs-serve commands bench zoo shelf shelf-check mutants conformance fuzz soak clean distclean
+.PHONY: help venv demo app test lint format types check images figures fields weights docs docs-serve commands bench zoo shelf shelf-check mutants conformance fuzz kills soak clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
@@ -117,6 +117,9 @@ conformance: $(STAMP)  ## write docs/checks.md, and docs/conformance-of-others.m
 
 fuzz: $(STAMP)  ## fuzz every reader of files, $(FUZZ_SECONDS) seconds each; FUZZ_SECONDS=60 is shorter
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
+
+kills: $(STAMP)  ## kill runs fifty times at random moments, and compare what they finish; a quarter of an hour
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/runs/kill_many.py --kills 50
 
 soak: $(STAMP)  ## run 20,000 attributions in one process, and see what they leave behind
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/soak.py

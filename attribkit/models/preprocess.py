@@ -11,6 +11,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
+from attribkit._kept import one_line
 from attribkit.errors import InputError, InputTypeError, ModelError
 from attribkit.images import check_size, to_rgb
 
@@ -135,7 +136,8 @@ def timm_preprocess(
     resolved = resolve(model, pretrained_cfg=dict(given))
     size, mean, std = tuple(resolved["input_size"]), resolved["mean"], resolved["std"]
     if len(size) != 3 or not len(mean) == len(std) == size[0]:
-        raise ModelError(f"the model's data config does not go together: input_size {size}, mean {mean}, std {std}")
+        what = f"input_size {size}, mean {mean}, std {std}"
+        raise ModelError(f"the model's data config does not go together: {one_line(what)}")
     stated = given.get("mean") is not None and given.get("std") is not None
     shown = [tuple(round(float(value), 6) for value in numbers) for numbers in (mean, std)]
     if not stated:

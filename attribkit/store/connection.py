@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from attribkit._kept import one_line
 from attribkit.store.errors import StoreError
 from attribkit.store.layout import TABLES
 
@@ -227,9 +228,3 @@ def _open(path: Path, mode: str) -> sqlite3.Connection:
         size = path.stat().st_size if path.exists() else 0
         limited.setlimit(_LIMIT_LENGTH, MAX_VALUE if mode == "rwc" else min(MAX_VALUE, max(_LEAST_VALUE, size)))
     return connection
-
-
-def one_line(what: object, most: int = 300) -> str:
-    """Return a message in one line that is not too long: SQLite's quote what they complain of."""
-    text = " ".join(str(what).split())
-    return text if len(text) <= most else f"{text[: most - 1]}…"
