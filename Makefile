@@ -18,7 +18,7 @@ SHELF ?=
 FUZZ_SECONDS ?= 600
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo app test lint format types check images figures fields weights docs docs-serve commands bench zoo shelf shelf-check mutants conformance fuzz kills soak clean distclean
+.PHONY: help venv demo app test lint format types check images figures fields weights docs docs-serve commands tutorials bench zoo shelf shelf-check mutants conformance fuzz kills soak clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
@@ -87,6 +87,9 @@ docs-serve: $(STAMP)  ## show the documentation on http://127.0.0.1:8000, and ag
 
 commands: $(STAMP)  ## write docs/commands.md, the help of every command
 	$(VENV)/bin/python docs/make_commands.py
+
+tutorials: $(STAMP)  ## run the tutorial notebooks again
+	$(VENV)/bin/python docs/make_tutorials.py
 
 bench: $(STAMP)  ## run the benchmarks, in about two hours, and write docs/benchmarks.md
 	$(RUN) pytest -s -o python_files='bench_*.py' tests/benchmarks
