@@ -20,6 +20,7 @@ OWN = [
     *(
         "explain",
         "demo",
+        "app",
         "methods",
         "inspect",
         "features",
@@ -30,7 +31,7 @@ OWN = [
         "probe",
         "evolution",
     ),
-    *("invariance", "occlusion-study", "correspondence", "diagnose", "check", "new-plugin"),
+    *("invariance", "occlusion-study", "correspondence", "diagnose", "check", "new-plugin", "report"),
 ]
 
 PLUGIN = """
