@@ -296,6 +296,9 @@ def shelf_numbers() -> None:
         others = (explained(name, other(), **options), ak.attribute(model, photograph(), name, own(), **options))
         cells = [two_digits(rank_correlation(first, found.heatmap())) for found in others]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    with torch.no_grad():
+        trained, random = (float(m(photograph())[0, own()]) for m in (efficientnet().model, model))
+    lines += ["", f"The score of {label(own())}: {two_digits(trained)}, with a random classifier {two_digits(random)}."]
     numbers("shelf", "\n".join(lines))
 
 
