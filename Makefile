@@ -22,7 +22,7 @@ FUZZ_SECONDS ?= 600
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
-		printf '  make %-10s %s\n' "$$target" "$$text"; done
+		printf '  make %-11s %s\n' "$$target" "$$text"; done
 
 venv: $(STAMP)  ## make .venv and install attribkit with its tools
 
@@ -57,8 +57,11 @@ types: $(STAMP)  ## check the types
 
 check: lint types docs test  ## all of lint, types, docs and test
 
-images: $(STAMP)  ## make the pictures of the README
+images: $(STAMP)  ## make the pictures of the README, of docs/engine.md, docs/methods.md and docs/app.md; needs `make shelf` and chromium
 	$(VENV)/bin/python docs/make_images.py
+	$(VENV)/bin/python docs/make_engine_images.py
+	$(VENV)/bin/python docs/make_methods_images.py
+	$(VENV)/bin/python docs/make_app_images.py
 
 figures: $(STAMP)  ## make the pictures and the numbers of docs/paper
 	$(VENV)/bin/python docs/paper/make_figures.py
