@@ -70,8 +70,10 @@ def model_chosen(session: Session, model: str | None, weights: str | None) -> Ch
     yield from _tab(session)
 
 
-def picked(session: Session, kind: str, value: str) -> Changes:
-    """Do what a button in the page stands for."""
+def picked(session: Session, kind: str, value: str, order: float = 0.0) -> Changes:
+    """Do what a button in the page stands for; ``order`` is when it was clicked."""
+    if not session.newest(kind, order):
+        return
     if kind == "class":
         yield from class_chosen(session, int(value))
     elif kind == "channel":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MISSING = "the app needs gradio: pip install 'attribkit[app]'"
 
-SESSIONS = 100
+SESSIONS = 40
 """How many open pages are remembered."""
 
 

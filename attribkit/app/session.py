@@ -52,6 +52,7 @@ class Session:
         self._upload: Picture | None = None
         self._lock = threading.RLock()
         self._turns: dict[str, int] = {}
+        self._clicks: dict[str, float] = {}
         self._failures: dict[int | None, dict[str, str]] = {}
 
     # -- taking turns: a computation whose question is no longer asked shows nothing -----------------------------------
@@ -67,6 +68,22 @@ class Session:
         """Tell whether nothing else was asked in an area since `begin`."""
         with self._lock:
             return self._turns.get(area) == turns.get(area)
+
+    def newest(self, what: str, order: float) -> bool:
+        """Tell whether a click is later than all of its kind before: two may overtake each other on their way.
+
+        Parameters
+        ----------
+        what
+            The kind of click.
+        order
+            When it was made, by the page's clock.
+        """
+        with self._lock:
+            if order < self._clicks.get(what, 0.0):
+                return False
+            self._clicks[what] = order
+            return True
 
     def change(self, **changes: Any) -> None:
         """Change fields of the view; those of the display go with ``display=``.

@@ -31,7 +31,7 @@ from attribkit.report.sections import array
 
 T = TypeVar("T")
 
-KEPT = 60
+KEPT = 32
 """How many results and drawings of them are kept; a map of 224×224 pixels takes 0.6 MB."""
 
 

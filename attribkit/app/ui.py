@@ -41,7 +41,11 @@ class Page:
     def __init__(self, shelf: Shelf, mined: Mined | None = None, debug: bool = False) -> None:
         self.shelf, self.mined, self.debug = shelf, mined, debug
         self.parts: dict[str, Any] = {}
-        with gr.Blocks(title="attribkit: look inside a network", analytics_enabled=False) as self.blocks:
+        with gr.Blocks(
+            title="attribkit: look inside a network",
+            analytics_enabled=False,
+            delete_cache=(600, 600),  # uploads are read into memory at once
+        ) as self.blocks:
             self.session = gr.State(None, time_to_live=6 * 3600)
             self._build()
             self._connect()
@@ -177,7 +181,7 @@ class Page:
 
         def picked(session: Session | None, event: gr.EventData) -> Iterator[Any]:
             data: Any = event
-            yield from self._handler(actions.picked)(session, str(data.kind), str(data.value))
+            yield from self._handler(actions.picked)(session, str(data.kind), str(data.value), float(data.order))
 
         self._then_occlude(self.blocks.load(self._opened, None, [self.session, *part.values()], **_QUIET))
         for name in ("answer", "samples", "feature_maps"):

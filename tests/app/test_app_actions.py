@@ -155,6 +155,15 @@ def test_what_is_no_longer_asked_is_not_shown(session):
     assert "Dress" not in second["maps"]
 
 
+def test_a_click_that_was_overtaken_by_a_later_one_does_nothing(session):
+    assert after(actions.picked(session, "class", "3", 20.0))
+    assert not after(actions.picked(session, "class", "4", 10.0))
+    assert session.target == 3
+    assert after(actions.picked(session, "channel", "4", 10.0))  # of another kind
+    assert after(actions.picked(session, "class", "4", 30.0))
+    assert session.target == 4
+
+
 def test_two_sessions_at_once_see_their_own(shelf):
     alone = {}
     for number in (3, 4):

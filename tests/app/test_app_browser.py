@@ -1,5 +1,8 @@
 """The app in a real browser: every control, by mouse and by keyboard."""
 
+import io
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -275,12 +278,19 @@ def test_uploads(visit, tmp_path):
     (tmp_path / "text.png").write_text("no picture at all")
     page.set_input_files(choose, tmp_path / "text.png")
     assert "is not an image" in viewer.notice("text.png")
-    Image.new("L", (6000, 5000)).save(tmp_path / "vast.png")
+    head = io.BytesIO()
+    Image.new("L", (9, 9)).save(head, "PNG")
+    size = b"IHDR" + (6000).to_bytes(4, "big") + (5000).to_bytes(4, "big") + head.getvalue()[24:29]
+    vast = head.getvalue()[:12] + size + zlib.crc32(size).to_bytes(4, "big") + head.getvalue()[33:]
+    (tmp_path / "vast.png").write_bytes(vast)  # its head says so: nothing is decoded
     page.set_input_files(choose, tmp_path / "vast.png")
     assert "at most 25 million" in viewer.notice("vast.png")
     (tmp_path / "large.png").write_bytes(b"\x89PNG" + bytes(MAX_BYTES))
     page.set_input_files(choose, tmp_path / "large.png")
     page.wait_for_selector("text=exceed the maximum allowed size")
+    (tmp_path / "text.txt").write_text("no picture either")
+    page.set_input_files(choose, tmp_path / "text.txt")
+    page.wait_for_selector("text=Invalid file type")
     assert page.get_attribute("[data-method=gradient] img", "src") == shown
 
     other = visit(f"{FASHION.replace('fashion-0', 'upload')}&methods=gradient&target=3")

@@ -71,3 +71,14 @@ def test_a_taken_port_is_said_in_one_line(server):
     assert result.returncode == 1
     assert f"cannot serve at 127.0.0.1:{port}" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_page_that_the_server_has_forgotten_is_told_so():
+    code = (
+        "import os; os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False';"
+        "from attribkit.app.ui import Page; from attribkit.app.shelf import Shelf; from attribkit.app import actions;"
+        "page = Page(Shelf(['zfnet-fashion']));"
+        "print([*page._handler(actions.methods_chosen)(None, ['gradient'])][0][page.parts['notice']])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "reload it, and its address restores the view" in found.stdout

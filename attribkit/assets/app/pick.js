@@ -7,11 +7,25 @@ element.addEventListener("focusin", (event) => {
   last = button ? named(button) : null;
 });
 element.addEventListener("focusout", (event) => { if (event.relatedTarget) last = null; });
+const pick = (button) => {
+  last = named(button);
+  // the order tells the last of several clicks, whatever way they take through the server
+  trigger("pick", { kind: button.dataset.pick, value: button.dataset.value, order: performance.now() });
+};
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-pick]");
-  if (!button) return;
-  last = named(button);
-  trigger("pick", { kind: button.dataset.pick, value: button.dataset.value });
+  if (button) pick(button);
+});
+// A button that is drawn anew while it is pressed gets no click: its successor under the pointer stands for it.
+let pressed = null;
+element.addEventListener("pointerdown", (event) => {
+  const button = event.target.closest("[data-pick]");
+  pressed = button && { button, name: named(button) };
+});
+element.addEventListener("pointerup", (event) => {
+  const button = event.target.closest("[data-pick]");
+  if (pressed && !pressed.button.isConnected && button && named(button) === pressed.name) pick(button);
+  pressed = null;
 });
 element.addEventListener("keydown", (event) => {
   const group = event.target.closest("[data-arrows]");
