@@ -5,33 +5,19 @@ A value is the part's new content, or a `Field` for a control. Nothing here know
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from attribkit.app import pages, saving
-from attribkit.app.jobs import Job, Stopped
+from attribkit.app import pages
+from attribkit.app.changes import Changes, Field, link
+from attribkit.app.jobs import Job
+from attribkit.app.results import occluded, occlusion_shown, saving_shown, stop, take_away
 from attribkit.app.session import Session, Superseded
 from attribkit.app.subject import Found
 from attribkit.app.view import Display
 from attribkit.cli._group import describe
 from attribkit.errors import InputError
-
-Changes = Iterator[dict[str, Any]]
-
-_numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class Field:
-    """A control's new state; what is None stays as it is, but for ``value`` with ``clear``."""
-
-    value: Any = None
-    choices: Sequence[Any] | None = None
-    visible: bool | None = None
-    clear: bool = False
 
 
 def opened(session: Session, query: Mapping[str, str]) -> Changes:
@@ -105,7 +91,7 @@ def class_chosen(session: Session, index: int | None) -> Changes:
         "notice": "",
         "answer": pages.answer(session),
         "target": Field(session.target),
-        **_link(session),
+        **link(session),
     }
     yield from _tab(session)
 
@@ -113,7 +99,7 @@ def class_chosen(session: Session, index: int | None) -> Changes:
 def methods_chosen(session: Session, names: Sequence[str]) -> Changes:
     """Show other methods' maps."""
     session.choose_methods(names)
-    yield {"notice": "", **_link(session)}
+    yield {"notice": "", **link(session)}
     yield from _tab(session)
 
 
@@ -122,7 +108,7 @@ def tab_chosen(session: Session, tab: str) -> Changes:
     if session.view.tab == tab:
         return
     session.change(tab=tab)
-    yield {**_link(session)}
+    yield {**link(session)}
     yield from _tab(session)
 
 
@@ -136,7 +122,7 @@ def layer_chosen(session: Session, layer: str | None) -> Changes:
     except Exception:
         yield {"layer": Field(before)}
         raise
-    yield {"notice": "", **_link(session)}
+    yield {"notice": "", **link(session)}
     yield from _units(session)
 
 
@@ -149,7 +135,7 @@ def channel_chosen(session: Session, channel: float | None) -> Changes:
     except InputError:
         yield {"channel": Field(session.channel)}
         raise
-    yield {"notice": "", **_link(session)}
+    yield {"notice": "", **link(session)}
     yield from _units(session)
 
 
@@ -163,7 +149,7 @@ def projector_chosen(session: Session, name: str) -> Changes:
         session.change(projector=before)
         yield {"projector": Field(before)}
         raise
-    yield {"notice": "", **_link(session)}
+    yield {"notice": "", **link(session)}
 
 
 def displayed(session: Session, opacity: float, sign: str, percentile: float) -> Changes:
@@ -173,74 +159,16 @@ def displayed(session: Session, opacity: float, sign: str, percentile: float) ->
         return
     session.change(display=display)
     tab = session.view.tab
-    redrawn = _link(session)
+    redrawn = link(session)
     if tab == "maps":
         redrawn["maps"] = pages.maps(session)
     elif tab == "units":
         redrawn["unit"] = pages.unit(session)
     elif tab == "occlusion":
-        redrawn["occlusion"] = pages.occlusion(session, _occluded(session))
+        redrawn["occlusion"] = pages.occlusion(session, occluded(session))
     else:
-        redrawn |= _save(session)
+        redrawn |= take_away(session)
     yield redrawn
-
-
-def occlude(session: Session, window: float | None, stride: float | None) -> Changes:
-    """Occlude the picture, and say how far it has come."""
-    session.change(window=int(window) if window else None, stride=int(stride) if stride else None)
-    subject, target = session.subject, session.target
-    if subject is None or target is None:
-        raise InputError("the model gives no class scores: there is nothing to occlude")
-    turns = session.begin("occlusion")
-    stop(session)
-    options = session.view.occlusion_options
-    job: Job[Found] = Job(partial(subject.attribution, "occlusion", target, options))
-    session.job = job
-    running = {"run": Field(visible=False), "stop": Field(visible=True)}
-    yield {"notice": "", **_link(session), "occlusion": pages.progress(job.step()), **running}
-    for step in job.steps():
-        if not session.current(turns, "occlusion"):
-            return
-        yield {"occlusion": pages.progress(step)}
-    ended = {"run": Field(visible=True), "stop": Field(visible=False)}
-    try:
-        yield {"occlusion": pages.occlusion(session, job.result()), **ended}
-    except Stopped:
-        yield {"occlusion": pages.occlusion(session, _occluded(session)), **ended}
-        yield {"notice": pages.notice(notes=["The occlusion was stopped."])}
-    except Exception:
-        yield {"occlusion": pages.occlusion(session, None), **ended}
-        raise
-
-
-def occlusion_wanted(session: Session) -> Changes:
-    """Occlude the picture if that is what is looked at, and it was not done before."""
-    view = session.view
-    if view.tab == "occlusion" and session.target is not None and _occluded(session) is None:
-        yield from occlude(session, view.window, view.stride)
-
-
-def stop(session: Session) -> None:
-    """Stop the occlusion under way, if there is one."""
-    if session.job is not None:
-        session.job.stop()
-
-
-def item_chosen(session: Session, key: str | None) -> Changes:
-    """Show the code of another result."""
-    yield {"code": pages.code(saving.code(session, _item(session, key)))}
-
-
-def saved(session: Session, key: str | None, what: str) -> Changes:
-    """Send a result to the page as a file: its numbers, its figure or its code."""
-    item = _item(session, key)
-    if what == "map":
-        file = (f"{item.stem}.safetensors", saving.numbers(item), "application/octet-stream")
-    elif what == "figure":
-        file = (f"{item.stem}.png", saving.picture(session, item), "image/png")
-    else:
-        file = (f"{item.stem}.py", saving.code(session, item).encode(), "text/x-python")
-    yield {"notice": "", "parcel": pages.parcel(*file, number=next(_numbers))}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -263,19 +191,17 @@ def _subject(session: Session, notes: Sequence[str] = ()) -> dict[str, Any]:
         "weights": Field(view.weights),
         "target": Field(session.target, choices=labels, clear=True),
         "layer": Field(session.layer, choices=layers),
-        **_link(session),
+        **link(session),
         "run": Field(visible=True),
         "stop": Field(visible=False),
     }
 
 
-def _link(session: Session) -> dict[str, Any]:
-    return {"link": pages.link(session), "address": pages.address(session)}
-
-
 def _tab(session: Session) -> Changes:
     """Compute and show what the part of the page that is open needs."""
-    return {"maps": _maps, "units": _units, "occlusion": _occlusion, "save": _saving}[session.view.tab](session)
+    return {"maps": _maps, "units": _units, "occlusion": occlusion_shown, "save": saving_shown}[session.view.tab](
+        session
+    )
 
 
 def _maps(session: Session) -> Changes:
@@ -311,35 +237,3 @@ def _units(session: Session) -> Changes:
     drawn = pages.unit(session)
     if session.current(turns, "units"):
         yield {"unit": drawn}
-
-
-def _occlusion(session: Session) -> Changes:
-    yield {"occlusion": pages.occlusion(session, _occluded(session))}
-
-
-def _saving(session: Session) -> Changes:
-    yield _save(session)
-
-
-def _save(session: Session) -> dict[str, Any]:
-    found = pages.saveable(session)
-    key = session.item if session.item in [key for _, key in found] else found[0][1]
-    return {
-        "item": Field(key, choices=found),
-        "code": pages.code(saving.code(session, _item(session, key))),
-        **_link(session),
-    }
-
-
-def _occluded(session: Session) -> Found | None:
-    if session.subject is None or session.target is None:
-        return None
-    return session.subject.known("occlusion", session.target, session.view.occlusion_options)
-
-
-def _item(session: Session, key: str | None) -> saving.Item:
-    found = {item.key: item for item in saving.items(session)}
-    if key not in found:
-        raise InputError("nothing is chosen to be taken away")
-    session.item = key
-    return found[key]

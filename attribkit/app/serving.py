@@ -97,7 +97,8 @@ def serve(
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_TEMP_DIR=folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # gradio's own
-            from attribkit.app.ui import TOGETHER, Page, theme
+            from attribkit.app.looks import theme
+            from attribkit.app.ui import TOGETHER, Page
         from attribkit.app.pages import asset
         from attribkit.app.pictures import MAX_BYTES
 

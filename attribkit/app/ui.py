@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from attribkit.app import actions, pages
-from attribkit.app.actions import Field
+from attribkit.app import actions, pages, results
+from attribkit.app.changes import Changes, Field
 from attribkit.app.session import Session, Superseded
 from attribkit.app.shelf import Shelf
 from attribkit.app.top import Mined
@@ -17,7 +17,7 @@ from attribkit.app.view import SIGNS, WINDOW, Display
 from attribkit.cli._group import describe
 from attribkit.report.sections import method_title
 
-Action = Callable[..., actions.Changes]
+Action = Callable[..., Changes]
 
 FORGOTTEN = "The server has forgotten this page, as after a restart: reload it, and its address restores the view."
 
@@ -196,16 +196,16 @@ class Page:
         on(part["projector"].input, actions.projector_chosen, "projector")
         for name in ("opacity", "sign", "percentile"):
             on(part[name].input, actions.displayed, "opacity", "sign", "percentile", **_LAST)
-        on(part["run"].click, actions.occlude, "window", "stride", **_OCCLUDING)
+        on(part["run"].click, results.occlude, "window", "stride", **_OCCLUDING)
         part["stop"].click(self._stop, self.session, None, queue=False, **_QUIET)
-        on(part["item"].input, actions.item_chosen, "item")
+        on(part["item"].input, results.item_chosen, "item")
         for what, button in self.buttons.items():
-            on(button.click, lambda session, key, what=what: actions.saved(session, key, what), "item")
+            on(button.click, lambda session, key, what=what: results.saved(session, key, what), "item")
         for tab, element in self.tabs.items():
             on(element.select, lambda session, tab=tab: actions.tab_chosen(session, tab), then=True)
 
     def _then_occlude(self, event: Any) -> None:
-        action = self._handler(actions.occlusion_wanted)
+        action = self._handler(results.occlusion_wanted)
         event.then(action, self.session, [*self.parts.values()], **_QUIET, **_OCCLUDING)
 
     def _opened(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
@@ -240,7 +240,7 @@ class Page:
     @staticmethod
     def _stop(session: Session | None) -> None:
         if session is not None:
-            actions.stop(session)
+            results.stop(session)
 
 
 # by default a click is lost while what the one before asked is still computed
@@ -262,48 +262,3 @@ def _update(name: str, value: Any) -> Any:
     if value.visible is not None:
         changes["visible"] = value.visible
     return gr.update(**changes)
-
-
-def theme() -> Any:
-    """Return the page's colours and fonts: only those that are on the reader's machine."""
-    sans = [
-        "system-ui",
-        "-apple-system",
-        "Segoe UI",
-        "Roboto",
-        "Helvetica Neue",
-        "Noto Sans",
-        "DejaVu Sans",
-        "sans-serif",
-    ]
-    base = gr.themes.Base(
-        primary_hue="sky", neutral_hue="stone", font=sans, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"]
-    )
-    colours = {
-        "body_background_fill": "paper",
-        "body_text_color": "ink",
-        "body_text_color_subdued": "soft",
-        "background_fill_primary": "paper",
-        "background_fill_secondary": "panel",
-        "border_color_primary": "rule",
-        "block_background_fill": "paper",
-        "block_label_text_color": "ink",
-        "block_title_text_color": "ink",
-        "block_info_text_color": "soft",
-        "input_background_fill": "panel",
-        "input_border_color": "rule",
-        "checkbox_label_background_fill": "panel",
-        "checkbox_label_background_fill_selected": "tint",
-        "checkbox_label_text_color": "ink",
-        "checkbox_label_text_color_selected": "ink",
-        "checkbox_background_color_selected": "accent",
-        "checkbox_border_color_selected": "accent",
-        "slider_color": "bar",
-        "button_primary_background_fill": "accent",
-        "button_primary_text_color": "paper",
-        "button_secondary_background_fill": "panel",
-        "button_secondary_text_color": "ink",
-    }
-    values = {name: f"var(--ak-{colour})" for name, colour in colours.items()}
-    dark = {f"{name}_dark": value for name, value in values.items()}
-    return base.set(**values, **dark)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import attribkit
-from attribkit.app import actions, pages, saving
+from attribkit.app import actions, pages, results, saving
 from attribkit.app.session import Session, Superseded
 from attribkit.app.shelf import Shelf, Shown
 from attribkit.app.top import Mined
@@ -239,23 +239,23 @@ def test_tokens_and_maps_can_be_looked_at_layer_by_layer(shelf, model):
 
 def test_occlusion_reports_its_steps_and_can_be_stopped(session):
     session.change(tab="occlusion")
-    changes = actions.occlude(session, 8, 1)
+    changes = results.occlude(session, 8, 1)
     texts = []
     for change in changes:
         texts.append(change.get("occlusion", ""))
         if "steps" in texts[-1]:
-            actions.stop(session)
+            results.stop(session)
     assert any("<progress" in text for text in texts)
     assert "Nothing computed yet" in "".join(texts[-2:])
-    shown = after(actions.occlude(session, 28, None))
+    shown = after(results.occlude(session, 28, None))
     data = json.loads(re.search(r'data-windows="([^"]*)"', shown["occlusion"])[1].replace("&#34;", '"'))
     result = attribkit.attribute(
         session.shown.loaded.model, session.subject.inputs, "occlusion", target=session.target, window=28
     )
     assert np.allclose(data["scores"], result.extras["score_map"][0].numpy(), rtol=1e-4)
-    assert after(actions.occlusion_wanted(session)) == {}  # it is there already
+    assert after(results.occlusion_wanted(session)) == {}  # it is there already
     with pytest.raises(InputError, match="window must be between"):
-        after(actions.occlude(session, 2, None))
+        after(results.occlude(session, 2, None))
 
 
 @pytest.mark.parametrize("key", ["deconvnet", "occlusion", "unit"])
@@ -306,7 +306,7 @@ def test_names_from_outside_are_text_in_the_page(session, tmp_path):
     session.subject._kept.clear()
     session.subject.__dict__.pop("answer", None)
     written = [pages.answer(session), pages.facts(session), pages.unit(session), pages.link(session)]
-    written += [after(actions._maps(session))["maps"], after(actions.occlude(session, None, None))["occlusion"]]
+    written += [after(actions._maps(session))["maps"], after(results.occlude(session, None, None))["occlusion"]]
     written += [pages.code(saving.code(session, saving.items(session)[0])), pages.notice(["<script>"], ["<script>"])]
     text = "".join(written)
     for wrong in ("<script", "<img src=x", "<b>model", "<i>w", "<u>"):
@@ -334,7 +334,7 @@ def test_a_model_without_class_scores_shows_its_features(monkeypatch):
     assert "no class to explain" in shown["maps"]
     assert after(actions.tab_chosen(session, "units"))["unit"]
     assert "nothing to occlude" in after(actions.tab_chosen(session, "occlusion"))["occlusion"]
-    assert after(actions.occlusion_wanted(session)) == {}
+    assert after(results.occlusion_wanted(session)) == {}
     assert [item.key for item in saving.items(session)] == ["unit"]
     with pytest.raises(InputError, match="no class scores"):
         after(actions.class_chosen(session, 0))
