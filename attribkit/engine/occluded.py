@@ -14,10 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from attribkit import progress
-from attribkit.engine.incremental import CACHE, TORCHS_OWN, Differs, Image, Incremental, NotReplayable
+from attribkit.engine.incremental import (
+    CACHE,
+    TORCHS_OWN,
+    Differs,
+    Elsewhere,
+    Image,
+    Incremental,
+    NotReplayable,
+)
 from attribkit.engine.incremental.spans import Spans
 from attribkit.engine.observer import Observer
 from attribkit.errors import IncrementalWarning
+from attribkit.targets import CallableTarget
 
 __all__ = ["Observer", "Occluded"]
 
@@ -142,18 +151,18 @@ class Occluded:
 
     def _try(self, action: Callable[[], T]) -> T | None:
         """Return what incremental inference gives; None where the model does not allow it, and no more of it then."""
-        wrong = False
+        wrong, lasting = False, True
         try:
             return action()
         except NotReplayable as reason:
-            why, wrong = str(reason), isinstance(reason, Differs)
+            why, wrong, lasting = str(reason), isinstance(reason, Differs), reason.lasting
         except Exception as error:
             if type(error) not in TORCHS_OWN or hasattr(error, "attribkit_origin"):
                 raise
             # a replay that torch refuses; if the model itself is at fault, running it in full shows it
             why = f"{type(error).__name__}: {error}".splitlines()[0]
         self.incremental, self._recorded, self._images = False, None, {}
-        if not wrong and not self.observer.forward_kwargs:
+        if lasting and not self.observer.forward_kwargs:
             _HOPELESS.setdefault(self.observer.model, {})[self._case()] = why
         message = f"occlusion runs the model in full: {why}"
         log.info(message)
@@ -193,13 +202,29 @@ class Occluded:
         recorded = Incremental(forward, inputs[:1], self.grid, self.fill, self.max_bytes)
         if self.engine == "auto" and recorded.plan.gain() < WORTH and not recorded.plan.folds():
             raise NotReplayable("a window changes nearly all of every feature map")
+        if isinstance(observer.target, CallableTarget):
+            self._probe(recorded)
         self._recorded = recorded
         return recorded
+
+    def _probe(self, recorded: Incremental) -> None:
+        """See whether the caller's function makes its scores of the outputs alone: a replay calls no hooks."""
+        index = torch.zeros(1, dtype=torch.long, device=self.inputs.device)
+        try:
+            # the model itself ran on other rows since
+            found = self.observer.found(recorded.returned, index)["score"]
+        except Exception:  # if the function itself is at fault, the next call raises the same
+            found = None
+        theirs = self.observer.look(self.inputs[:1].clone(), index)["score"]
+        if found is None or not torch.allclose(found, theirs, rtol=1e-3, atol=0, equal_nan=True):
+            raise Elsewhere("the target depends on more than the model returns")
 
     def _case(self) -> Any:
         """Return what the worth of incremental inference depends on beside the model."""
         layers = (self.observer.target.layer, self.observer.unit_layer)
-        return (tuple(self.inputs.shape[1:]), self.inputs.dtype, self.inputs.device, str(self.grid), layers)
+        device = self.inputs.device
+        cast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+        return (tuple(self.inputs.shape[1:]), self.inputs.dtype, device, cast, str(self.grid), layers)
 
     def _ready(self, recorded: Incremental, sample: int, wanted: Places) -> Image:
         if sample == 0:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from attribkit.engine.incremental.blocks import bytes_per_position, cut
 from attribkit.engine.incremental.errors import Differs, NotReplayable
-from attribkit.engine.incremental.graph import ROWS, compare
+from attribkit.engine.incremental.graph import ROWS, Graph, compare
 from attribkit.engine.incremental.patches import Clean
 from attribkit.engine.incremental.plan import Plan
 from attribkit.engine.incremental.record import Ref, record
@@ -93,6 +93,7 @@ class Incremental:
             if not isinstance(leaf, (Ref, int, float, str, type(None))):
                 raise NotReplayable(f"the forward pass returns a {type(leaf).__name__}, which cannot be looked into")
         graph = compare(one, many)
+        self._tolerance = _tolerance(graph)
         for leaf in graph.returns:
             if isinstance(leaf, Ref) and not graph.values[leaf.index].rows:
                 raise NotReplayable("what the forward pass returns is not row by row")
@@ -201,13 +202,27 @@ class Incremental:
                 raise NotReplayable("results cannot be compared with the model's own")
             if not expected.is_floating_point():
                 continue
-            scale = expected.abs().amax()
+            size = expected.abs()
+            scale = float(size[size.isfinite()].amax()) if bool(size.isfinite().any()) else 0.0
             for theirs, place in zip(expected, image.places, strict=True):
                 if place not in numbers:
                     continue
                 ours = leaves[compared][numbers[place]]
-                error = (ours - theirs).abs().amax()
-                if not bool(error <= TOLERANCE.get(theirs.dtype, 0.0) * scale) and not torch.equal(ours, theirs):
+                # what is infinite, or not a number, must be so in both: some models rule classes out that way
+                alike = (ours == theirs) | (ours.isnan() & theirs.isnan())
+                errors = (ours - theirs).abs().masked_fill_(alike, 0)
+                if not bool((errors <= self._tolerance * scale).all()):
                     raise Differs(
-                        f"results differ from the model's own by {float(error):.2g} (the largest is {float(scale):.2g})"
+                        f"results differ from the model's own by {float(errors.amax()):.2g} "
+                        f"(the largest is {scale:.2g})"
                     )
+
+
+def _tolerance(graph: Graph) -> float:
+    """Return how far results may be from the model's own: as far as the coarsest of a program's numbers let them."""
+    numbers = {info.dtype for info in graph.values.values() if info.dtype.is_floating_point or info.dtype.is_complex}
+    reals = {dtype.to_real() for dtype in numbers}
+    coarse = sorted(map(str, reals - TOLERANCE.keys()))
+    if coarse:
+        raise NotReplayable(f"the forward pass computes in {coarse[0]}, which is too coarse to compare scores in")
+    return max(TOLERANCE[dtype] for dtype in reals)

@@ -10,8 +10,23 @@ class NotReplayable(Exception):
     """The forward pass does something that a replay on other rows could get wrong; the message says what.
 
     Never an error of the caller's: whoever catches it runs the model itself instead.
+
+    Attributes
+    ----------
+    lasting : bool
+        Whether the reason lies in the model, so that it holds for the next call too.
     """
+
+    lasting = True
 
 
 class Differs(NotReplayable):
     """What was replayed is not what the model itself returns."""
+
+    lasting = False
+
+
+class Elsewhere(NotReplayable):
+    """What is noted depends on more than what the forward pass returns."""
+
+    lasting = False

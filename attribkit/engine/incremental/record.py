@@ -51,7 +51,7 @@ class Value:
 
     def __init__(self, tensor: Tensor, *, outside: bool, varies: bool) -> None:
         self.shape, self.stride, self.dtype = tensor.shape, tensor.stride(), tensor.dtype
-        self._tensor: Callable[[], Tensor | None] = TensorWeakRef(tensor) if varies else lambda: tensor
+        self.get: Callable[[], Tensor | None] = TensorWeakRef(tensor) if varies else lambda: tensor
         self.outside = outside
         #: computed from the input
         self.varies = varies
@@ -65,7 +65,7 @@ class Value:
     @property
     def tensor(self) -> Tensor | None:
         """The tensor itself, whatever it holds now; None where nobody has it any more."""
-        return self._tensor()
+        return self.get()
 
     @property
     def held(self) -> Tensor:
@@ -144,8 +144,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, x: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
-        self.ids: dict[int, int] = {}
-        self.by_storage: dict[int, list[int]] = {}
+        #: by a tensor's id, which value it is now, and the tensor: another one may have come to lie where it was
+        self.names: dict[int, tuple[int, Callable[[], Tensor | None]]] = {}
+        self.by_storage: dict[int, list[Callable[[], Tensor | None]]] = {}
         self.trouble = ""
         self.failed: Exception | None = None
         self._register(x, varies=True)
@@ -156,9 +157,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def known(self, tensor: Any) -> int | None:
         """Return which value a tensor is now; None where it is none."""
-        index = self.ids.get(id(tensor))
-        # another object may have come to lie where one that is gone was
-        return index if index is not None and self.recording.values[index].tensor is tensor else None
+        index, there = self.names.get(id(tensor), (None, None))
+        return index if there is not None and there() is tensor else None
 
     def ref(self, tensor: Tensor) -> Ref:
         index = self.known(tensor)
@@ -172,11 +172,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _register(self, tensor: Tensor, *, outside: bool = False, varies: bool = False) -> int:
         index = len(self.recording.values)
-        self.recording.values.append(Value(tensor, outside=outside, varies=varies))
-        self.ids[id(tensor)] = index
+        value = Value(tensor, outside=outside, varies=varies)
+        self.recording.values.append(value)
+        self.names[id(tensor)] = index, value.get
         key = _storage(tensor)
         if key is not None:
-            self.by_storage.setdefault(key, []).append(index)
+            self.by_storage.setdefault(key, []).append(value.get)
         return index
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -221,7 +222,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if pure is None or len(overwritten) != 1:
             return self.give_up(f"{func} writes in place and has no pure twin")
         tensor = overwritten[0]
-        if self.recording.values[self.ids[id(tensor)]].outside:
+        if self.recording.values[self.names[id(tensor)][0]].outside:
             return self.give_up("the forward pass writes to a tensor that outlives it")
         aliases = []
         for other, there in self._sharing(tensor):
@@ -231,7 +232,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 other.stale = True
         new = self._register(tensor, varies=True)
         for alias in aliases:
-            self.ids[id(alias)] = new
+            self.names[id(alias)] = new, self.names[id(alias)][1]
         self.recording.calls.append(Call(pure, noted, spec, [new], True))
         return None
 
@@ -248,13 +249,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _sharing(self, tensor: Tensor) -> list[tuple[Value, Tensor]]:
         """Return the values that live in a tensor's memory now, and their tensors."""
-        found = []
-        for index in self.by_storage.get(_storage(tensor) or 0, []):
-            value = self.recording.values[index]
-            there = value.tensor
-            if there is not None and self.ids.get(id(there)) == index:
-                found.append((value, there))
-        return found
+        alive = {
+            id(there): there for get in self.by_storage.get(_storage(tensor) or 0, []) if (there := get()) is not None
+        }
+        return [(self.recording.values[self.names[name][0]], there) for name, there in alive.items()]
 
     def _keep(self, tensor: Tensor) -> None:
         """Save a constant that is about to be overwritten where something has used it."""

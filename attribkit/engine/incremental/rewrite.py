@@ -18,6 +18,13 @@ _BATCH_NORMS = frozenset(
     {"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
      "_batch_norm_with_update", "miopen_batch_norm"}
 )  # fmt: skip
+#: Activations to which oneDNN makes numbers of what is none.
+_HIDE_NAN = frozenset({"relu", "hardtanh", "hardsigmoid"})
+#: Operations that make what is no number of finite numbers.
+_MAKE_NAN = frozenset(
+    {"sqrt", "rsqrt", "log", "log2", "log10", "log1p", "logit", "xlogy", "lgamma", "digamma", "asin", "acos", "acosh",
+     "atanh", "pow", "div", "reciprocal", "fmod", "remainder"}
+)  # fmt: skip
 _COPIES = frozenset({"clone", "alias", "detach", "lift_fresh", "contiguous"})
 
 
@@ -133,8 +140,16 @@ def _two(value: Any) -> tuple[int, int]:
     return (value[0], value[-1]) if isinstance(value, (list, tuple)) else (value, value)
 
 
+def _may_make_nan(node: Node) -> bool:
+    if node.op != "call" or node.name not in _MAKE_NAN:
+        return False
+    by_number = node.name in ("div", "pow", "fmod", "remainder") and isinstance(node.leaves[1], (int, float))
+    return not by_number or node.leaves[1] == 0 or (node.name == "pow" and node.leaves[1] not in (1, 2, 3, 4))
+
+
 def _fold(graph: Graph) -> None:
     """Fold batch norms and activations into the convolution or batch norm whose only use they are."""
+    hidden = _HIDE_NAN if any(map(_may_make_nan, graph.nodes)) else frozenset()
     consumers, results = graph.consumers(), set(graph.results())
     makers = {output: node for node in graph.nodes for output in node.outputs if output is not None}
     gone: set[int] = set()
@@ -160,6 +175,8 @@ def _fold(graph: Graph) -> None:
             act = activation(node)
             held = maker.params.get("kernel")
             if act is None or (held.act if held is not None else maker.params["act"]) is not None:
+                continue
+            if held is not None and act[0] in hidden:
                 continue
             if held is not None:
                 held.act = act

@@ -1,0 +1,161 @@
+"""Incremental occlusion where it once went wrong or gave up without need."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import attribkit as ak
+from attribkit.engine.incremental import NotReplayable
+from attribkit.engine.incremental.record import record
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OPTIONS = {"window": 5, "stride": 3}
+
+
+class Around(nn.Module):
+    """Runs a function of (network, x)."""
+
+    def __init__(self, function, dtype=torch.float32):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 4, 3),
+            nn.Flatten(),
+            nn.LazyLinear(5),
+        )
+        self.net(torch.zeros(1, 3, 24, 24))
+        self.net.to(dtype)
+        self.function = function
+        self.eval()
+
+    def forward(self, x):
+        return self.function(self.net, x)
+
+
+def image(count=1, dtype=torch.float32):
+    return torch.randn(count, 3, 24, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def both(net, x, target=0, *, engine="incremental", **options):
+    """Return the maps of scores of incremental inference, which must not warn, and of the model itself."""
+    options = OPTIONS | options
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = ak.attribute(net, x, "occlusion", target, engine=engine, **options)
+    full = ak.attribute(net, x, "occlusion", target, engine="full", **options)
+    return found, full
+
+
+def assert_same(found, full, *, incremental=True, tolerance=1e-5):
+    assert bool(found.extras["incremental"].all()) is incremental
+    scores, expected = found.extras["score_map"], full.extras["score_map"]
+    torch.testing.assert_close(
+        scores, expected, rtol=0, atol=tolerance * float(expected.nan_to_num().abs().max()), equal_nan=True
+    )
+
+
+def autocast(net, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return net(x)
+
+
+@pytest.mark.parametrize("function", [autocast, lambda net, x: autocast(net, x).float()])
+def test_coarse_numbers_in_the_forward_pass_are_no_reason_to_warn(function):
+    net = Around(function)
+    norm = nn.BatchNorm2d(8).eval()  # folded, it rounds otherwise
+    norm.running_var.fill_(0.7)
+    net.net.insert(1, norm)
+    assert_same(*both(net, image(), engine="auto"), incremental=False)
+
+
+def test_autocast_around_a_call_is_not_remembered_for_calls_without():
+    net = Around(lambda net, x: net(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(*both(net, image(), engine="auto"), incremental=False)
+    assert_same(*both(net, image(), engine="auto"))
+
+
+def test_results_are_compared_as_finely_as_the_model_computes():
+    x = image(dtype=torch.float64)
+    assert_same(*both(Around(lambda net, x: net(x.float()).double()), x))
+    assert_same(*both(Around(lambda net, x: net(x.double()).float(), torch.float64), image()))
+
+
+@pytest.mark.parametrize("number", [float("-inf"), float("nan")])
+def test_classes_that_are_ruled_out(number):
+    ruled_out = torch.tensor([0, 0, number, 0, 0])
+    assert_same(*both(Around(lambda net, x: net(x) + ruled_out), image(2)))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_target_that_looks_at_what_a_hook_has_put_aside(count):
+    net, aside = Around(lambda net, x: net(x)), {}
+    net.net[3].register_forward_hook(lambda module, inputs, output: aside.update(output=output))
+
+    def mean(outputs):
+        return aside["output"].mean((1, 2, 3))
+
+    assert_same(*both(net, image(count), mean, engine="auto"), incremental=False)
+    # nothing is wrong with the model: other targets are found incrementally
+    assert_same(*both(net, image(count), lambda outputs: outputs[:, 1], engine="auto"))
+
+
+def test_an_error_in_a_callable_target_comes_out():
+    def broken(outputs):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ak.attribute(Around(lambda net, x: net(x)), image(), "occlusion", broken, **OPTIONS)
+
+
+def viewed(net, x):
+    x = net[0](x)
+    other = x.view_as(x)
+    F.relu(x, inplace=True)
+    del x
+    return net[2:](other)
+
+
+def detached(net, x):
+    x = net[0](x)
+    other = x.detach()
+    third = other.detach()
+    other.relu_()
+    third.mul_(2)
+    return net[2:](x + other)
+
+
+@pytest.mark.parametrize("function", [viewed, detached])
+def test_other_names_of_what_is_written_in_place(function):
+    assert_same(*both(Around(function), image()))
+
+
+def test_a_name_of_part_of_what_is_written_is_still_refused():
+    def function(x):
+        x = x * 2
+        part, other = x[:, :1], x.detach()
+        other.relu_()
+        return x + part
+
+    with pytest.raises(NotReplayable, match="shares"):
+        record(function, image(2))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)])
+def test_what_is_not_a_number_stays_so(layer):
+    # the norm of an occluded place is 0; an activation right after a convolution must not make it a number again
+    def function(net, x):
+        return net[2:](F.relu(layer(x / x.norm(dim=1, keepdim=True))))
+
+    found, full = both(Around(function), image())
+    assert full.extras["score_map"].isnan().any()
+    assert_same(found, full)
