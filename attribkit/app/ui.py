@@ -54,7 +54,7 @@ class Page:
 
     def _build(self) -> None:
         gr.HTML(pages.header(), js_on_load=pages.asset("header.js"), elem_id="header")
-        self._html("notice", js=None)
+        self._html("notice", asset="notice.js")
         self._html("address", asset="address.js")
         with gr.Row(elem_id="shell"):
             with gr.Column(elem_id="main"):

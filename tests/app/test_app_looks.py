@@ -74,6 +74,14 @@ def test_narrow_screens_show_the_answer_first_and_lead_to_the_settings(visit):
     page.wait_for_function("document.querySelector('#settings').getBoundingClientRect().top < 100")
     page.get_by_label("Deconvnet", exact=True).check()
     page.wait_for_selector("[data-method=deconvnet].ak-done")
+    page.evaluate("document.querySelector('#target').scrollIntoView()")
+    viewer.choose("model", "timm/resnet81")
+    viewer.notice("did you mean")
+    box = page.locator(".ak-error").bounding_box()
+    assert box["y"] >= 0  # what went wrong is told where it is seen
+    assert box["y"] + box["height"] <= 844
+    page.click("[data-dismiss]")
+    page.wait_for_selector(".ak-notice", state="detached")
 
 
 def test_the_keyboard_alone_is_enough(visit):
