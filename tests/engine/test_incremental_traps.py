@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import attribkit as ak
-from attribkit.engine.incremental import NotReplayable
+from attribkit.engine.incremental import NotReplayable, plan
+from attribkit.engine.incremental.graph import compare
 from attribkit.engine.incremental.record import record
+from attribkit.errors import IncrementalWarning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -159,3 +161,34 @@ def test_what_is_not_a_number_stays_so(layer):
     found, full = both(Around(function), image())
     assert full.extras["score_map"].isnan().any()
     assert_same(found, full)
+
+
+@pytest.mark.parametrize("wrong_by", [1e-4, 1e-2])
+def test_rounding_is_no_reason_to_warn_unasked(monkeypatch, caplog, wrong_by):
+    net = Around(lambda net, x: net(x))
+    right = plan.Plan.finish
+    monkeypatch.setattr(plan.Plan, "finish", lambda *arguments: [y * (1 + wrong_by) for y in right(*arguments)])
+    caplog.set_level("INFO", "attribkit.builtin.occlusion")
+    if wrong_by < 1e-3:
+        assert_same(*both(net, image(), engine="auto"), incremental=False)
+        assert "differ from the model's own" in caplog.text
+    else:
+        with pytest.warns(IncrementalWarning, match="differ from the model's own"):
+            ak.attribute(net, image(), "occlusion", 0, **OPTIONS)
+    with pytest.warns(IncrementalWarning, match="differ from the model's own"):
+        ak.attribute(net, image(), "occlusion", 0, engine="incremental", **OPTIONS)
+    monkeypatch.undo()
+    assert_same(*both(net, image(), engine="auto"))
+
+
+def test_outputs_that_nothing_takes_are_not_kept():
+    def function(x):
+        return torch.native_group_norm(x, None, None, len(x), 4, 36, 2, 1e-5)[0]
+
+    x = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    graph = compare(record(function, x[:2].clone()), record(function, x.clone()))
+    spans = ([0, 3], [3, 6])
+    program = plan.Plan(graph, spans, spans)
+    (node,) = graph.nodes
+    assert len(node.outputs) == 3
+    assert list(program.call(node, {0: x}, 3)) == node.outputs[:1]

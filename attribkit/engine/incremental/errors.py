@@ -26,6 +26,15 @@ class Differs(NotReplayable):
     lasting = False
 
 
+class Rounded(NotReplayable):
+    """What was replayed is as near to what the model itself returns as rounding lets it, which is not near enough.
+
+    A model that is this sensitive is as far from its own result in exact arithmetic; another image may well pass.
+    """
+
+    lasting = False
+
+
 class Elsewhere(NotReplayable):
     """What is noted depends on more than what the forward pass returns."""
 

@@ -251,7 +251,8 @@ class Plan:
         args, kwargs = tree_unflatten(leaves, node.spec)
         returned = torch.reshape(args[0], args[1]) if node.name in _VIEWS else node.function(*args, **kwargs)
         outputs = [returned] if node.single else _leaves(returned)
-        return {i: value for i, value in zip(node.outputs, outputs, strict=True) if i is not None}
+        # what nothing takes is not kept: nobody would let go of it, and it may have no rows
+        return {i: v for i, v in zip(node.outputs, outputs, strict=True) if i is not None and i in self.last_use}
 
 
 def _leaves(returned: Any) -> list[Any]:
