@@ -251,7 +251,7 @@ def uri(image: Image.Image, kind: str = "PNG") -> str:
 
 def asset(name: str) -> str:
     """Return the text of one of the app's files."""
-    return (resources.files("attribkit") / "assets" / "app" / name).read_text(encoding="utf-8")
+    return (resources.files("attribkit.app") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _position(position: int | tuple[int, int]) -> str:
