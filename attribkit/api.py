@@ -233,7 +233,7 @@ def project(
     channels = [as_int("each of channels", channel) for channel in given]
     if not channels:
         raise InputError("channels is empty: give at least one channel to project")
-    if not _is_table(chosen):
+    if not is_table(chosen):
         raise InputError(f"project() needs a method given by a table of inverse layers; {chosen.name!r} is none")
     with pristine(model, inputs), explain_channels(model, inputs), coverage.logging() as log:
         found, units = project_units(
@@ -266,7 +266,7 @@ def project_each(
         Each sample's unit: LongTensors [N], positions counted row by row.
     """
     chosen = find_method(method)
-    if not _is_table(chosen):
+    if not is_table(chosen):
         return None
     with pristine(model, inputs), explain_channels(model, inputs), coverage.logging() as log:
         found = project_rows(model, inputs, layer, channels, positions, chosen.table(), unit_signal=chosen.unit_signal)
@@ -342,7 +342,7 @@ class _Part:
 def _explain(
     model: nn.Module, inputs: Tensor, method: Method, pending: PendingTarget, options: dict[str, Any]
 ) -> _Part:
-    if _is_table(method):
+    if is_table(method):
         # a table's own forward pass resolves the target too: no pass is spent on it
         found = invert(model, inputs, pending, method.table(), unit_signal=method.unit_signal)
         if found.target is None:
@@ -368,7 +368,8 @@ def _explain(
     return _Part(values, scores, target, {key: value.detach() for key, value in extras.items()})
 
 
-def _is_table(method: Method) -> TypeGuard[InverseMethod]:
+def is_table(method: Method) -> TypeGuard[InverseMethod]:
+    """Tell whether a method is a table of inverse layers that the engine carries out."""
     return isinstance(method, InverseMethod) and type(method).attribute is InverseMethod.attribute
 
 

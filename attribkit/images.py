@@ -172,7 +172,7 @@ def decode_image(file: IO[bytes], name: str) -> Image.Image:
         If it is no image that can be used.
     """
     try:
-        image = _identify(file, name)
+        image = identify(file, name)
         limit = Image.MAX_IMAGE_PIXELS
         width, height = image.size
         if limit is not None and width * height > limit:
@@ -191,7 +191,7 @@ def decode_image(file: IO[bytes], name: str) -> Image.Image:
         raise ImageError(f"{name}: cannot be decoded, the file is damaged or truncated: {reason}") from error
 
 
-def _identify(file: IO[bytes], name: str) -> ImageFile.ImageFile:
+def identify(file: IO[bytes], name: str) -> ImageFile.ImageFile:
     """Open the image without decoding it, as ``Image.open`` does.
 
     ``Image.open`` itself warns about images above Pillow's limit before the caller can look at the size, and silencing

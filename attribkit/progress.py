@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from attribkit import _notebook
 
-__all__ = ["shown", "track"]
+__all__ = ["Bars", "shown", "told", "track"]
 
 T = TypeVar("T")
 _local = threading.local()
@@ -41,12 +41,27 @@ def shown(show: bool, description: str = "") -> Iterator[None]:
     if not show or getattr(_local, "bars", None) is not None:
         yield
         return
-    with _bars() as bars:
-        _local.bars, _local.description = bars, description
-        try:
-            yield
-        finally:
-            _local.bars = None
+    with _bars() as bars, told(bars, description):
+        yield
+
+
+@contextmanager
+def told(bars: Bars, description: str = "") -> Iterator[None]:
+    """Tell ``bars`` of the loops of `track` in this thread until the context ends, in place of whoever was told before.
+
+    Parameters
+    ----------
+    bars
+        What is told; an exception that it raises ends the loop.
+    description
+        What a loop does that does not say so itself.
+    """
+    before = getattr(_local, "bars", None), getattr(_local, "description", "")
+    _local.bars, _local.description = bars, description
+    try:
+        yield
+    finally:
+        _local.bars, _local.description = before
 
 
 def _bars() -> AbstractContextManager[Bars]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import attribkit as ak
+from attribkit.builtin.occlusion import windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -238,6 +239,20 @@ def test_defaults(size, window, stride):
     expected, score_map = brute_force(lambda images: net(images).detach()[:, 1], x, window, stride)
     assert_close(default.values, expected)
     assert_close(default.extras["score_map"], score_map)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 7}, {"window": (8, 3), "stride": (5, 2)}, {"window": 64}])
+def test_where_the_windows_lie(options):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 20 * 30, 2)).eval()
+    x = torch.rand(1, 3, 20, 30)
+    scores = ak.attribute(model, x, "occlusion", target=1, **options).extras["score_map"][0]
+    (tops, bottoms), (lefts, rights) = windows(20, 30, **options)
+    for i, (top, bottom) in enumerate(zip(tops, bottoms, strict=True)):
+        for j, (left, right) in enumerate(zip(lefts, rights, strict=True)):
+            covered = x.clone()
+            covered[..., top:bottom, left:right] = 0
+            torch.testing.assert_close(scores[i, j], model(covered)[0, 1])
+    assert scores.shape == (len(tops), len(lefts))
 
 
 @pytest.mark.parametrize("fill", [0.75, -2.0])

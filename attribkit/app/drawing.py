@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from attribkit.app.view import Display
 from attribkit.report import figures
-from attribkit.report.overlay import _font, _wrapped
+from attribkit.report.overlay import font_of, wrapped
 
 Array = NDArray[Any]
 
@@ -126,9 +126,9 @@ def reconstruction(values: Array, percentile: float) -> Image.Image:
 
 
 def _captioned(picture: Image.Image, title: str, details: str, display: Display, limit: float) -> bytes:
-    margin, small = 14, _font(12)
-    lines = [(line, _font(16, True), "#1a1a1a", 24) for line in _wrapped(title, _font(16, True), picture.width - 28)]
-    lines += [(line, small, "#4a4a4a", 18) for line in _wrapped(details, small, picture.width - 28)]
+    margin, small = 14, font_of(12)
+    lines = [(line, font_of(16, True), "#1a1a1a", 24) for line in wrapped(title, font_of(16, True), picture.width - 28)]
+    lines += [(line, small, "#4a4a4a", 18) for line in wrapped(details, small, picture.width - 28)]
     top = picture.height + 12
     canvas = Image.new("RGB", (picture.width, top + sum(height for *_, height in lines) + 40), "white")
     canvas.paste(picture, (0, 0))

@@ -6,7 +6,6 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -87,7 +86,7 @@ class Job(Generic[T]):
 
     def _run(self) -> None:
         try:
-            with _heard(self):
+            with progress.told(self):
                 self._result = self._work()
         except BaseException as error:
             self._error = error
@@ -116,13 +115,3 @@ class Job(Generic[T]):
     def _check(self) -> None:
         if self._stop.is_set():
             raise Stopped
-
-
-@contextmanager
-def _heard(job: progress.Bars) -> Iterator[None]:
-    """Let a job hear the loops of this thread in the place of progress bars."""
-    progress._local.bars = job
-    try:
-        yield
-    finally:
-        progress._local.bars = None

@@ -18,9 +18,9 @@ from attribkit.app.jobs import Step
 from attribkit.app.session import Session
 from attribkit.app.subject import Found, Subject
 from attribkit.app.view import UPLOADED, Display
-from attribkit.app.windows import windows
+from attribkit.builtin.occlusion import windows
 from attribkit.report.page import percent
-from attribkit.report.sections import _where, array, method_title
+from attribkit.report.sections import array, method_title, strongest_place
 
 SHOWN = 33
 """How many feature maps are shown unless all are asked for."""
@@ -143,7 +143,7 @@ def unit(session: Session) -> str:
         overlay=uri(drawing.draw(subject.view, values, view.display)),
         crop=uri(crop),
         crop_size=crop.size,
-        where=_where(values.sum(axis=0)),
+        where=strongest_place(values.sum(axis=0)),
         low=low,
         high=high,
         scale=uri(drawing.scale(view.display.sign)),
@@ -168,13 +168,17 @@ def occlusion(session: Session, found: Found | None) -> str:
         )
     scores, labels = (array(found.result.extras[name])[0] for name in ("score_map", "label_map"))
     names = {int(i): subject.label(int(i)).partition(",")[0] for i in set(labels.flatten().tolist())}
-    grid = windows(subject.view.size, session.view.occlusion_options)
+    width, height = subject.view.size
+    (tops, bottoms), (lefts, rights) = windows(height, width, **session.view.occlusion_options)
     data = {
         "clean": found.score,
         "scores": [[float(f"{score:.5g}") for score in row] for row in scores.tolist()],
         "labels": labels.tolist(),
         "names": names,
-        **grid,
+        "tops": tops,
+        "bottoms": bottoms,
+        "lefts": lefts,
+        "rights": rights,
     }
     row, column = divmod(int(scores.argmin()), scores.shape[1])
     words = subject.label(target).partition(",")[0]
@@ -232,9 +236,9 @@ def saveable(session: Session) -> list[tuple[str, str]]:
 def projectors() -> list[str]:
     """Return the methods that can project a unit: those given by a table of inverse layers."""
     import attribkit
-    from attribkit.api import _is_table
+    from attribkit.api import is_table
 
-    return [name for name, info in attribkit.methods().items() if _is_table(info.load()())]
+    return [name for name, info in attribkit.methods().items() if is_table(info.load()())]
 
 
 def header() -> str:
@@ -267,7 +271,7 @@ def _draw(subject: Subject, found: Found, words: str, display: Display) -> dict[
     values = found.values
     heat = drawing.strength(values, display.sign)
     low, high = drawing.ends(display.sign, drawing.limit_of(heat, display.percentile))
-    where = _where(heat, display.sign == "signed")
+    where = strongest_place(heat, display.sign == "signed")
     return {
         "image": uri(drawing.draw(subject.view, values, display)),
         "small": max(subject.view.size) < 160,

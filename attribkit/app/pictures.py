@@ -12,7 +12,7 @@ from PIL import Image
 
 from attribkit.app.view import UPLOADED
 from attribkit.errors import ImageError, UnknownNameError, did_you_mean
-from attribkit.images import _identify, decode_image, read_image, sample_image_path
+from attribkit.images import decode_image, identify, read_image, sample_image_path
 
 MAX_BYTES = 10 * 2**20
 """The largest file that may be uploaded."""
@@ -119,7 +119,7 @@ def uploaded(path: str | Path, limit: int = MAX_BYTES, pixels: int = MAX_PIXELS)
         raise ImageError(f"{path.name}: is larger than {limit / 2**20:g} MB")
     if not data:
         raise ImageError(f"{path.name}: the file is empty (0 bytes)")
-    width, height = _identify(io.BytesIO(data), path.name).size  # what its head says: nothing is decoded yet
+    width, height = identify(io.BytesIO(data), path.name).size  # what its head says: nothing is decoded yet
     if width * height > pixels:
         raise ImageError(f"{path.name}: is {width}×{height} pixels; at most {pixels / 1e6:g} million are taken here")
     decode_image(io.BytesIO(data), path.name)

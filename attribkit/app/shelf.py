@@ -213,10 +213,10 @@ class Shelf:
                 f"{model!r} can only be named where the app is started (attribkit app --model): here any name of "
                 "timm/… or torchvision/… will do"
             )
-        from attribkit.models.loading import _suggestion
+        from attribkit.models.loading import suggestion
         from attribkit.plugins import manager
 
-        raise UnknownNameError(f"unknown model {model!r}: {_suggestion(model, manager().models)}")
+        raise UnknownNameError(f"unknown model {model!r}: {suggestion(model, manager().models)}")
 
     def _known(self, checkpoint: str) -> str:
         if checkpoint and checkpoint not in self.checkpoints:  # a listed name, so no path leads out of the folder

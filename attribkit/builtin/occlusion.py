@@ -16,6 +16,7 @@ from attribkit.method import Method
 from attribkit.targets import ClassTarget, Target
 
 Size = int | tuple[int, int]
+Pair = tuple[int, int]
 
 
 class Occlusion(Method):
@@ -103,8 +104,7 @@ class Occlusion(Method):
         if max_batch_bytes is not None and as_int("occlusion max_batch_bytes", max_batch_bytes) < 1:
             raise InputError(f"occlusion max_batch_bytes must be positive, got {max_batch_bytes}")
         height, width = inputs.shape[-2:]
-        sides = tuple(min(w, side) for w, side in zip(_window(window, height, width), (height, width), strict=True))
-        steps = _pair("stride", stride) if stride is not None else tuple(max(1, side // 2) for side in sides)
+        sides, steps = _sides(height, width, window, stride)
         fill = _fill(fill)
         limit = None if approximate is None else Limit(approximate)
         if unit_layer is not None and not isinstance(unit_layer, str):
@@ -117,11 +117,7 @@ class Occlusion(Method):
             raise InputError("occlusion score='probability' needs a class target")
         if unit_channel is not None and unit_layer is None:
             raise InputError(f"occlusion unit_channel={unit_channel} needs unit_layer")
-        rows, columns = starts(height, sides[0], steps[0]), starts(width, sides[1], steps[1])
-        grid = (
-            (rows, [min(at + sides[0], height) for at in rows]),
-            (columns, [min(at + sides[1], width) for at in columns]),
-        )
+        grid = windows(height, width, window, stride)
         occluded = Occluded(
             Observer(model, target, score, unit_layer, unit_channel), inputs, grid, fill, engine, max_batch_bytes
         )
@@ -139,6 +135,29 @@ class Occlusion(Method):
         extras |= more
         extras["incremental"] = torch.full((len(inputs),), occluded.incremental, device=inputs.device)
         return values[:, None].expand_as(inputs).clone(), extras
+
+
+def windows(height: int, width: int, window: Size | None = None, stride: Size | None = None) -> tuple[Spans, Spans]:
+    """Return where the windows lie on an image.
+
+    Parameters
+    ----------
+    height, width
+        The image's.
+    window, stride
+        The method's options.
+
+    Returns
+    -------
+    tuple
+        First rows and last rows plus one of the windows, first columns and last columns plus one.
+    """
+    sides, steps = _sides(height, width, window, stride)
+    rows, columns = starts(height, sides[0], steps[0]), starts(width, sides[1], steps[1])
+    return (
+        (rows, [min(at + sides[0], height) for at in rows]),
+        (columns, [min(at + sides[1], width) for at in columns]),
+    )
 
 
 def starts(size: int, window: int, stride: int) -> list[int]:
@@ -160,11 +179,15 @@ def spread(drops: Tensor, grid: tuple[Spans, Spans], height: int, width: int) ->
     return total / count.clamp(min=1)
 
 
-def _window(window: Size | None, height: int, width: int) -> tuple[int, int]:
-    if window is None:
-        side = -(-min(height, width) // 7)
-        return side, side
-    return _pair("window", window)
+def _sides(
+    height: int, width: int, window: Size | None, stride: Size | None
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the windows' sides, no longer than the image's, and how far one is from the next."""
+    square = (-(-min(height, width) // 7),) * 2
+    sides = _pair("window", window) if window is not None else square
+    sides = min(sides[0], height), min(sides[1], width)
+    steps = _pair("stride", stride) if stride is not None else (max(1, sides[0] // 2), max(1, sides[1] // 2))
+    return sides, steps
 
 
 def _pair(what: str, value: Any) -> tuple[int, int]:

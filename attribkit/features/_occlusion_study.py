@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import attribkit
-from attribkit.builtin.occlusion import starts
+from attribkit.builtin.occlusion import windows
 from attribkit.checks import check_inputs, usable_model
 from attribkit.engine.state import pristine
 from attribkit.errors import InputError, as_int
@@ -233,12 +233,8 @@ def _driving(
 
 
 def _windows(inputs: Tensor, window: Any, stride: Any) -> npt.NDArray[np.int64]:
-    """Return the boxes of the square [R, S, 4], by the same rule as the method's."""
-    from attribkit.builtin.occlusion import _pair, _window
-
+    """Return the boxes of the square [R, S, 4], by the method's own rule."""
     height, width = inputs.shape[-2:]
-    down, across = (min(w, side) for w, side in zip(_window(window, height, width), (height, width), strict=True))
-    step = _pair("stride", stride) if stride is not None else (max(1, down // 2), max(1, across // 2))
-    rows, columns = starts(height, down, step[0]), starts(width, across, step[1])
-    boxes = [[(y, x, min(y + down, height), min(x + across, width)) for x in columns] for y in rows]
-    return np.asarray(boxes, dtype=np.int64)
+    (tops, bottoms), (lefts, rights) = windows(height, width, window, stride)
+    rows, columns = zip(tops, bottoms, strict=True), list(zip(lefts, rights, strict=True))
+    return np.asarray([[(y0, x0, y1, x1) for x0, x1 in columns] for y0, y1 in rows], dtype=np.int64)

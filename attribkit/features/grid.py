@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from attribkit.features.crops import Crops
 from attribkit.report.figures import robust_limit
-from attribkit.report.overlay import _font
+from attribkit.report.overlay import font_of
 
 SMALLEST, LARGEST = 40, 112
 """The tiles' sides in pixels: smaller fields are enlarged by a whole factor, larger ones reduced."""
@@ -133,12 +133,12 @@ class ContactSheet:
         )
         sheet = Image.new("RGB", size, PAPER)
         draw = ImageDraw.Draw(sheet)
-        draw.text((margin, margin - 4), title, fill=INK, font=_font(22, True))
-        draw.text((margin, margin + 28), details, fill=SOFT, font=_font(13))
+        draw.text((margin, margin - 4), title, fill=INK, font=font_of(22, True))
+        draw.text((margin, margin + 28), details, fill=SOFT, font=font_of(13))
         for index, (channel, block) in enumerate(self._cells):
             row, column = divmod(index, self.columns)
             x, y = margin + column * (width + gap), margin + 62 + row * (height + label + gap)
-            draw.text((x, y), str(channel), fill=SOFT, font=_font(12, True))
+            draw.text((x, y), str(channel), fill=SOFT, font=font_of(12, True))
             sheet.paste(block, (x, y + label))
         return sheet
 

@@ -73,7 +73,7 @@ def load_model(spec: str, weights: Weights = None) -> LoadedModel:
     if prefix not in entries:
         if not slash and FACTORY.fullmatch(spec):
             return load_factory(spec, weights)
-        raise UnknownNameError(f"unknown model {spec!r}: {_suggestion(spec, entries)}")
+        raise UnknownNameError(f"unknown model {spec!r}: {suggestion(spec, entries)}")
     loaded = entries[prefix].load()(name, weights=weights)
     if not isinstance(loaded, LoadedModel):
         raise PluginError(
@@ -138,7 +138,7 @@ def _load_shipped(name: str, row: Shipped, weights: Weights) -> LoadedModel:
     return described(name, model, "shipped with attribkit" if weights is None else source, labels)
 
 
-def _suggestion(spec: str, prefixes: Mapping[str, Any]) -> str:
+def suggestion(spec: str, prefixes: Mapping[str, Any]) -> str:
     """Return what an unknown spec might have meant."""
     import torchvision
 

@@ -65,7 +65,7 @@ def overlay(view: Image.Image, values: Array, title: str, details: str, opacity:
 
 
 @lru_cache(maxsize=4)
-def _font(size: int, bold: bool = False) -> Any:
+def font_of(size: int, bold: bool = False) -> Any:
     """Return DejaVu Sans, which comes with matplotlib and knows most alphabets; else pillow's own font."""
     import matplotlib
 
@@ -79,9 +79,9 @@ def _font(size: int, bold: bool = False) -> Any:
 def _captioned(picture: Image.Image, title: str, details: str) -> Image.Image:
     """Return the picture with a white strip below it: title, details and the colour scale."""
     margin, width = 14, max(WIDTH, picture.width)
-    lines = [(line, _font(15, True), "#1a1a1a") for line in _wrapped(title, _font(15, True), width - 2 * margin)]
-    lines += [(line, _font(12), "#4a4a4a") for line in _wrapped(details, _font(12), width - 2 * margin)]
-    heights = [22 if font is _font(15, True) else 18 for _, font, _ in lines]
+    lines = [(line, font_of(15, True), "#1a1a1a") for line in wrapped(title, font_of(15, True), width - 2 * margin)]
+    lines += [(line, font_of(12), "#4a4a4a") for line in wrapped(details, font_of(12), width - 2 * margin)]
+    heights = [22 if font is font_of(15, True) else 18 for _, font, _ in lines]
     bar_height, top = 8, picture.height + 12
     canvas = Image.new("RGB", (width, top + sum(heights) + 38), "white")
     canvas.paste(picture, ((width - picture.width) // 2, 0))
@@ -91,7 +91,7 @@ def _captioned(picture: Image.Image, title: str, details: str) -> Image.Image:
         top += height
     top += 8
     low, high = "0", "strong"
-    small = _font(11)
+    small = font_of(11)
     left = margin + round(draw.textlength(low, font=small)) + 6
     right = left + min(180, width // 3)
     bar = Image.open(io.BytesIO(colour_bar("magnitude").data)).convert("RGB").resize((right - left, bar_height))
@@ -101,7 +101,7 @@ def _captioned(picture: Image.Image, title: str, details: str) -> Image.Image:
     return canvas
 
 
-def _wrapped(text: str, font: Any, width: int) -> list[str]:
+def wrapped(text: str, font: Any, width: int) -> list[str]:
     """Break text into lines no wider than ``width`` pixels; a word that is too long is cut."""
     lines: list[str] = []
     line = ""

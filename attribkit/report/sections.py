@@ -107,12 +107,14 @@ def method_figures(
     signed = figures.signed_map(values, longest)
     layer = figures.magnitude_layer(values, longest)
     found = [
-        Figure("signed", "Signed map", signed, f"{title} for {target}: {_where(values.sum(axis=0), signed=True)}"),
+        Figure(
+            "signed", "Signed map", signed, f"{title} for {target}: {strongest_place(values.sum(axis=0), signed=True)}"
+        ),
         Figure(
             "magnitude",
             "Over the photograph",
             layer,
-            f"{title} for {target}, strength over the photograph: {_where(figures.magnitude(values))}",
+            f"{title} for {target}, strength over the photograph: {strongest_place(figures.magnitude(values))}",
         ),
     ]
     if result.method in _IN_COLOUR:
@@ -147,7 +149,7 @@ _ROWS = ("top", "middle", "bottom")
 _COLUMNS = ("left", "centre", "right")
 
 
-def _where(heat: figures.Array, signed: bool = False) -> str:
+def strongest_place(heat: figures.Array, signed: bool = False) -> str:
     """Say in words where a map [H, W] is strong: what the alternative text can tell of the picture."""
     heat = np.nan_to_num(heat, nan=0.0, posinf=0.0, neginf=0.0)
     strength = np.abs(heat)

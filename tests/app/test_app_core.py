@@ -13,7 +13,6 @@ from attribkit.app import drawing, links, pictures
 from attribkit.app.jobs import Job, Stopped
 from attribkit.app.shelf import Shelf
 from attribkit.app.view import SIGNS, TABS, Display, View
-from attribkit.app.windows import windows
 from attribkit.errors import AttribkitError, CheckpointError, ImageError, InputError, UnknownNameError
 from attribkit.progress import track
 
@@ -271,20 +270,6 @@ def test_opacity_goes_from_the_picture_to_the_map():
     figure = Image.open(io.BytesIO(drawing.figure(view, values, Display(), "A title " * 20, "details")))
     assert figure.width >= drawing.LEAST
     assert figure.height > figure.width
-
-
-def test_the_windows_of_the_page_are_the_methods_own():
-    import torch
-
-    import attribkit
-
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 20 * 30, 2)).eval()
-    for options in ({}, {"window": 7}, {"window": 8, "stride": 5}, {"window": 64}):
-        result = attribkit.attribute(model, torch.zeros(1, 3, 20, 30), "occlusion", target=0, **options)
-        grid = windows((30, 20), options)
-        assert (len(grid["tops"]), len(grid["lefts"])) == tuple(result.extras["score_map"].shape[1:])
-        assert max(grid["bottoms"]) == 20
-        assert max(grid["rights"]) == 30
 
 
 class _Loaded:
