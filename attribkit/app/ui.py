@@ -220,20 +220,17 @@ class Page:
             if session is None:
                 yield {self.parts["notice"]: pages.notice(errors=[FORGOTTEN])}
                 return
-            changed = False
             try:
                 for changes in action(session, *values):
-                    changed = True
                     yield {self.parts[name]: _update(name, value) for name, value in changes.items()}
             except Superseded:
                 pass  # what was asked instead is shown
             except Exception as error:
                 if self.debug:
                     traceback.print_exception(error)
-                changed = True
                 yield {self.parts["notice"]: pages.notice(errors=[describe(error)])}
-            if not changed:
-                yield {self.parts["parcel"]: gr.skip()}
+            # gradio sends the last of these again at the end, when a later action may have changed the page already
+            yield {self.parts["parcel"]: gr.skip()}
 
         return handle
 
