@@ -220,17 +220,21 @@ class Page:
             if session is None:
                 yield {self.parts["notice"]: pages.notice(errors=[FORGOTTEN])}
                 return
+            turns, changed = session.begin("page"), False
             try:
                 for changes in action(session, *values):
+                    changed = True
                     yield {self.parts[name]: _update(name, value) for name, value in changes.items()}
             except Superseded:
                 pass  # what was asked instead is shown
             except Exception as error:
                 if self.debug:
                     traceback.print_exception(error)
+                changed = True
                 yield {self.parts["notice"]: pages.notice(errors=[describe(error)])}
-            # gradio sends the last of these again at the end, when a later action may have changed the page already
-            yield {self.parts["parcel"]: gr.skip()}
+            # gradio sends the last of these again when it has ended: nothing, where a later action has changed the page
+            if not changed or not session.current(turns, "page"):
+                yield {self.parts["parcel"]: gr.skip()}
 
         return handle
 
