@@ -6,6 +6,7 @@ is not what would be written. Plugins' commands are not on the page, whatever is
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
 from unittest import mock
@@ -60,8 +61,11 @@ def main(arguments: list[str]) -> int:
         return 2
     if not arguments:
         PAGE.write_text(page(), encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
+        return 0
+    kept, now = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else "", page()
+    if kept != now:
         print(f"{PAGE} is not what the commands say: run `make commands`", file=sys.stderr)
+        sys.stderr.writelines(difflib.unified_diff(kept.splitlines(True), now.splitlines(True), "the page", "now"))
         return 1
     return 0
 

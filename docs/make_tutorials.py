@@ -81,12 +81,24 @@ def cleaned(notebook: Any) -> Any:
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_gone(output)]
+            cell.outputs = _joined([output for output in cell.outputs if not _is_gone(output)])
             for output in cell.outputs:
                 output.pop("transient", None)
                 _keep_smaller(output.get("data", {}), "image/jpeg", "image/png")
     notebook.metadata = METADATA
     return notebook
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """Join what was printed in one go: how many pieces the kernel sends it in depends on the time between."""
+    found: list[Any] = []
+    for output in outputs:
+        before = found[-1] if found else None
+        if before is not None and output.output_type == before.output_type == "stream" and output.name == before.name:
+            before.text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def _is_gone(output: Any) -> bool:

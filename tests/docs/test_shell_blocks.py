@@ -26,7 +26,8 @@ def program():
         from attribkit_quantus import attribkit_commands
 
         group = click.Group("attribkit", params=attribkit.params)
-        with click.Context(attribkit) as context:
+        # with the settings that the program has: click keeps of a command how its help was first asked for
+        with click.Context(attribkit, **attribkit.context_settings) as context:
             for name in attribkit.lazy_commands:
                 group.add_command(attribkit.get_command(context, name), name)
         attribkit_commands(group)
@@ -76,7 +77,7 @@ def calls(line: str) -> list[list[str]]:
 def check(group: click.Group, arguments: list[str]) -> None:
     """Raise `click.UsageError` where a command or an option does not exist or a choice is wrong."""
     arguments = [argument for argument in arguments if not PLACEHOLDER.fullmatch(argument)]
-    with click.Context(group, info_name="attribkit") as context:
+    with click.Context(group, info_name="attribkit", **attribkit.context_settings) as context:
         own = {option for param in group.params for option in param.opts}
         while arguments and arguments[0] in own:
             arguments = arguments[2:] if arguments[0] == "-p" else arguments[1:]
