@@ -1,7 +1,37 @@
 """Fixtures for all tests."""
 
+import os
+import shutil
+
 import pytest
 import torch
+
+BROWSER_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")  # not the session's: there can be one at a time, and no other event loop beside it
+def browser():
+    """Chromium, headless; without one the tests fail where they must run, and are skipped elsewhere."""
+    complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        complain("there is no browser: apt-get install chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError as error:
+        complain(f"the tests of pages need playwright: {error}")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=executable, args=BROWSER_FLAGS)
+        yield launched
+        launched.close()
 
 
 @pytest.fixture

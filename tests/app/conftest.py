@@ -1,7 +1,6 @@
 """The app's server as a subprocess, and a real browser to look at it."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -9,16 +8,6 @@ import threading
 
 import pytest
 from app_helpers import Viewer
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="session")
@@ -74,20 +63,6 @@ def server(folders):
         process.wait(20)
         reader.join(20)
         process.stdout.close()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Debian's chromium, headless."""
-    path = shutil.which("chromium")
-    if path is None:
-        message = "chromium is not there: apt-get install chromium"
-        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
-import os
 import re
-import shutil
 import sys
 import types
 
@@ -265,15 +263,11 @@ def test_the_check_of_the_site_finds_faults(tmp_path, capsys):
     assert check_site.main([]) == 2
 
 
-def test_the_search_needs_no_server(tmp_path, monkeypatch):
+def test_the_search_needs_no_server(tmp_path, monkeypatch, browser):
     """A page opened from the disk finds words, and asks no other host for anything."""
-    if shutil.which("chromium") is None:
-        complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        complain("needs chromium")
     build = pytest.importorskip("mkdocs.commands.build").build
     from mkdocs.config import load_config
 
-    sync_api = pytest.importorskip("playwright.sync_api")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text("# Home\n\nNothing here.\n")
     (tmp_path / "docs" / "other.md").write_text("# Another page\n\nA zebra among horses, $x^2$.\n")
@@ -285,14 +279,12 @@ def test_the_search_needs_no_server(tmp_path, monkeypatch):
         )
     build(settings)
     asked = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((tmp_path / "site" / "index.html").as_uri())
-        page.get_by_role("textbox", name="Search").click()
-        page.get_by_role("textbox", name="Search").press_sequentially("zebra")
-        page.locator(".md-search-result__item a").first.click(timeout=20_000)
-        page.wait_for_url("**/other.html*")
-        browser.close()
+    page = browser.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "site" / "index.html").as_uri())
+    page.get_by_role("textbox", name="Search").click()
+    page.get_by_role("textbox", name="Search").press_sequentially("zebra")
+    page.locator(".md-search-result__item a").first.click(timeout=20_000)
+    page.wait_for_url("**/other.html*")
+    page.close()
     assert [url for url in asked if not url.startswith(("file:", "data:", "about:"))] == []

@@ -2,8 +2,6 @@
 
 import base64
 import io
-import os
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,15 +13,6 @@ from attribkit.report.levels import ranged
 from attribkit.report.page import About, Failure, ImageSection, MethodSection, TopClass, render_page
 from attribkit.report.sections import method_section
 
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 COMMAND = "attribkit explain 'a folder' --method gradient,deconvnet --out \"$HOME\" # <b>&amp;"
 METHODS = ("gradient", "deconvnet", "occlusion")
 #: name, most probable class, its probability, score, how strong the maps are
@@ -70,23 +59,6 @@ def pages(tmp_path_factory):
     (folder / "many.html").write_text(render_page(about, sections(), failures), "utf-8")
     (folder / "one.html").write_text(render_page(about, sections()[:1]), "utf-8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium; without one the tests fail where they must run, and are skipped elsewhere."""
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-    if executable is None:
-        complain("the tests of the report page need a browser: no chromium is on the path")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as error:
-        complain(f"the tests of the report page need playwright: {error}")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
