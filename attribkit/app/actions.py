@@ -78,9 +78,10 @@ def uploaded(session: Session, path: str | None) -> Changes:
         return
     try:
         session.upload(path)
-    finally:
+    except Exception:
         yield {"upload": Field(clear=True)}
-    yield {**_subject(session), "samples": pages.samples(session)}
+        raise
+    yield {"upload": Field(clear=True), **_subject(session), "samples": pages.samples(session)}
     yield from _tab(session)
 
 

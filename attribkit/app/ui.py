@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -234,6 +235,7 @@ class Page:
                 yield {self.parts["notice"]: pages.notice(errors=[describe(error)])}
             # gradio sends the last of these again when it has ended: nothing, where a later action has changed the page
             if not changed or not session.current(turns, "page"):
+                time.sleep(0.1)  # two changes of a control that come together are taken for one, the last
                 yield {self.parts["parcel"]: gr.skip()}
 
         return handle
