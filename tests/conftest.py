@@ -34,6 +34,16 @@ def browser():
         launched.close()
 
 
+@pytest.fixture(autouse=True)
+def _torchs_modes():
+    """No test leaves torch in another mode; those of a generator that ends late would hit any test after it."""
+    yield
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    assert torch._C._is_torch_function_enabled()
+    assert torch.get_default_dtype() == torch.float32
+
+
 @pytest.fixture
 def one_thread():
     """Run torch on one thread: on small tensors, and beside other work, several only wait for each other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import warnings
 
@@ -13,6 +14,7 @@ from torch import nn
 from traces import METHODS, OPTIONS, Net, assert_same, make_inputs, make_net, state
 
 import attribkit as ak
+from attribkit import progress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -308,3 +310,46 @@ def test_a_model_that_draws_random_numbers_and_keeps_records(method):
     for target in (1, ak.Unit("relu", 0)):
         call(net, x, method, target)
         assert_same(state(net, x), before)
+
+
+class _Interrupted:
+    """Progress bars that raise at a step, as Ctrl-C does at a moment of its choice."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def add_task(self, description, *, total):
+        return 0
+
+    def advance(self, task):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+    def remove_task(self, task):
+        pass
+
+
+@pytest.mark.parametrize("engine", ["incremental", "full"])
+@pytest.mark.parametrize("step", range(5))
+def test_after_an_interrupt_that_somebody_keeps(step, engine):
+    """What a kept traceback holds on to ends long after the call: then, too, torch's modes are the caller's."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(196, 3)).eval()
+    x = torch.rand(1, 3, 30, 30)
+    before = state(net, x)
+    options = {"window": 3, "stride": 3, "engine": engine, "max_batch_bytes": 200_000}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kept = None
+        try:
+            with progress.told(_Interrupted(step)):
+                ak.attribute(net, x, "occlusion", 1, **options)
+        except KeyboardInterrupt as error:
+            kept = error
+    assert kept is not None
+    assert_same(state(net, x), before)
+    del kept
+    gc.collect()
+    assert_same(state(net, x), before)
+    assert torch.is_grad_enabled()
+    assert torch._C._is_torch_function_enabled()

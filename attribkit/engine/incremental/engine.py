@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +131,7 @@ class Incremental:
         return Image(self._clean(image), places, [leaves[k] for k in self._compared])
 
     def _clean(self, image: Tensor) -> Clean:
-        with torch.no_grad(), torch._C.DisableTorchFunction():
+        with _alone():
             return Clean(self.plan.graph, self.plan.maps(image))
 
     def blocks(self, places: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
@@ -171,16 +172,17 @@ class Incremental:
         hold = self.plan.tail < len(self.plan.graph.nodes)
         held = 0
         for number, (rows, columns) in enumerate(blocks):
-            # modes that watch the model's calls have no part in ours, and cost more than many of them
-            with torch.no_grad(), torch._C.DisableTorchFunction():
+            with _alone():
                 sides = self.plan.side(0, rows), self.plan.side(1, columns)
                 found = self.plan.run(image.clean, *sides, self.fill)
-                waiting.append(found)
-                places += [(y, x) for y in rows for x in columns]
-                held += sum(v.numel() * v.element_size() for v in found.values())
-                if hold and number + 1 < len(blocks) and held < 1 << 27:
-                    yield [], None
-                    continue
+            waiting.append(found)
+            places += [(y, x) for y in rows for x in columns]
+            held += sum(v.numel() * v.element_size() for v in found.values())
+            # nothing is given out within _alone(): whoever stops here may let go of this generator much later
+            if hold and number + 1 < len(blocks) and held < 1 << 27:
+                yield [], None
+                continue
+            with _alone():
                 joined = {i: torch.cat([part[i] for part in waiting]) for i in waiting[0]}
                 leaves = self.plan.finish(joined, len(places))
                 self._check(image, places, leaves)
@@ -221,6 +223,13 @@ class Incremental:
                         f"results differ from the model's own by {float(errors.amax()):.2g} "
                         f"(the largest is {scale:.2g})"
                     )
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Compute without gradients and without modes that watch the model's calls: they have no part in ours, and cost."""
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        yield
 
 
 def _tolerance(graph: Graph) -> float:
