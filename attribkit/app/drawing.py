@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from attribkit.app.view import Display
 from attribkit.report import figures
-from attribkit.report.overlay import font_of, wrapped
+from attribkit.report.levels import png
+from attribkit.report.overlay import captioned
 
 Array = NDArray[Any]
 
@@ -39,13 +39,6 @@ def strength(values: Array, sign: str) -> Array:
     return np.asarray((-heat).clip(min=0)) if sign == "negative" else np.asarray(heat)
 
 
-def limit_of(heat: Array, percentile: float) -> float:
-    """Return the strength at which colours saturate: a percentile of the non-zero ones, 0 where none is."""
-    found = np.abs(heat)
-    found = found[found > 0]
-    return float(np.percentile(found, percentile)) if found.size else 0.0
-
-
 def draw(view: Image.Image, values: Array, display: Display | None = None) -> Image.Image:
     """Draw an attribution over the picture.
 
@@ -60,7 +53,7 @@ def draw(view: Image.Image, values: Array, display: Display | None = None) -> Im
     """
     display = display or Display()
     heat = strength(values, display.sign)
-    unit = figures.scaled(heat, limit_of(heat, display.percentile))
+    unit = figures.scaled(heat, figures.robust_limit(heat, display.percentile))
     if display.sign == "signed":
         colours = figures.coloured(unit * 0.5 + 0.5, figures.SIGNED_COLOURS)
     else:
@@ -90,7 +83,9 @@ def figure(
     drawn = draw(view, values, display)
     factor = max(1, -(-LEAST // drawn.width))
     drawn = drawn.resize((drawn.width * factor, drawn.height * factor), Image.Resampling.NEAREST)
-    return _captioned(drawn, title, details, display, limit_of(strength(values, display.sign), display.percentile))
+    limit = figures.robust_limit(strength(values, display.sign), display.percentile)
+    low, high = ends(display.sign, limit)
+    return png(captioned(drawn, title, details, scale(display.sign), low, f"{high}   {display.sign}"))
 
 
 def scale(sign: str) -> Image.Image:
@@ -121,38 +116,5 @@ def reconstruction(values: Array, percentile: float) -> Image.Image:
     """Draw a projection [C, H, W] as an image around mid-grey, which is zero."""
     values = figures.finite(values)[0]
     shown = values if len(values) == 3 else values.mean(axis=0, keepdims=True).repeat(3, axis=0)
-    unit = figures.scaled(shown, limit_of(shown, percentile)) * 0.5 + 0.5
+    unit = figures.scaled(shown, figures.robust_limit(shown, percentile)) * 0.5 + 0.5
     return Image.fromarray(np.round(np.moveaxis(unit, 0, -1) * 255).astype(np.uint8))
-
-
-def _captioned(picture: Image.Image, title: str, details: str, display: Display, limit: float) -> bytes:
-    margin, small = 14, font_of(12)
-    lines = [(line, font_of(16, True), "#1a1a1a", 24) for line in wrapped(title, font_of(16, True), picture.width - 28)]
-    lines += [(line, small, "#4a4a4a", 18) for line in wrapped(details, small, picture.width - 28)]
-    top = picture.height + 12
-    canvas = Image.new("RGB", (picture.width, top + sum(height for *_, height in lines) + 40), "white")
-    canvas.paste(picture, (0, 0))
-    pen = ImageDraw.Draw(canvas)
-    for line, font, colour, height in lines:
-        pen.text((margin, top), line, fill=colour, font=font)
-        top += height
-    _scale_at(canvas, pen, (margin, top + 8), display, limit, small)
-    file = io.BytesIO()
-    canvas.save(file, "PNG")
-    return file.getvalue()
-
-
-def _scale_at(
-    canvas: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    at: tuple[int, int],
-    display: Display,
-    limit: float,
-    font: ImageFont.FreeTypeFont | Any,
-) -> None:
-    low, high = ends(display.sign, limit)
-    left = at[0] + round(pen.textlength(low, font=font)) + 8
-    width = min(200, canvas.width // 3)
-    canvas.paste(scale(display.sign).resize((width, 9)), (left, at[1] + 3))
-    pen.text(at, low, fill="#4a4a4a", font=font)
-    pen.text((left + width + 8, at[1]), f"{high}   {display.sign}", fill="#4a4a4a", font=font)

@@ -19,6 +19,7 @@ from attribkit.app.session import Session
 from attribkit.app.subject import Found, Subject
 from attribkit.app.view import UPLOADED, Display
 from attribkit.builtin.occlusion import windows
+from attribkit.report.figures import robust_limit
 from attribkit.report.page import percent
 from attribkit.report.sections import array, method_title, strongest_place
 
@@ -126,7 +127,7 @@ def unit(session: Session) -> str:
     colours = drawing.reconstruction(values, view.display.percentile)
     crop = colours.crop((box.left, box.top, box.right, box.bottom)) if seen and box is not None else colours
     heat = drawing.strength(values, view.display.sign)
-    low, high = drawing.ends(view.display.sign, drawing.limit_of(heat, view.display.percentile))
+    low, high = drawing.ends(view.display.sign, robust_limit(heat, view.display.percentile))
     return _render(
         "unit",
         layer=session.layer,
@@ -264,13 +265,16 @@ def _position(position: int | tuple[int, int]) -> str:
 
 def _drawn(subject: Subject, session: Session, found: Found, words: str) -> dict[str, Any]:
     display = session.view.display
-    return subject.remembered(("drawn", id(found), display), lambda: _draw(subject, found, words, display))
+    drawn: dict[str, Any] = subject.kept.get_or(
+        ("drawn", found, display), lambda: _draw(subject, found, words, display)
+    )
+    return drawn
 
 
 def _draw(subject: Subject, found: Found, words: str, display: Display) -> dict[str, Any]:
     values = found.values
     heat = drawing.strength(values, display.sign)
-    low, high = drawing.ends(display.sign, drawing.limit_of(heat, display.percentile))
+    low, high = drawing.ends(display.sign, robust_limit(heat, display.percentile))
     where = strongest_place(heat, display.sign == "signed")
     return {
         "image": uri(drawing.draw(subject.view, values, display)),

@@ -25,11 +25,11 @@ class Item:
     key
         What the page calls it.
     name
-        What a reader calls it.
+        What a reader calls it; the figure's title.
     stem
         The name of its files, without their suffix.
-    title, details
-        The figure's caption.
+    details
+        What stands below the name in the figure's caption.
     compute
         Returns the result, computed now or before.
     call
@@ -39,7 +39,6 @@ class Item:
     key: str
     name: str
     stem: str
-    title: str
     details: str
     compute: Callable[[], Found] = field(repr=False)
     call: str
@@ -62,7 +61,6 @@ def items(session: Session) -> list[Item]:
                     method,
                     name,
                     method,
-                    name,
                     details,
                     partial(subject.attribution, method, target, options),
                     _call("attribute", ["loaded.model", "inputs"], method=method, target=target, **options),
@@ -75,7 +73,6 @@ def items(session: Session) -> list[Item]:
             "unit",
             name,
             f"{_plain(layer)}-{channel}.{projector}",
-            name,
             details,
             lambda: subject.unit(layer, channel, projector).found,
             _call("project", ["loaded.model", "inputs", _quoted(layer), f"[{channel}]"], method=projector),
@@ -94,7 +91,7 @@ def picture(session: Session, item: Item) -> bytes:
     """Return a result as a figure, drawn as the page shows it: a PNG."""
     if session.subject is None:
         raise ValueError("nothing is looked at")
-    return drawing.figure(session.subject.view, item.compute().values, session.view.display, item.title, item.details)
+    return drawing.figure(session.subject.view, item.compute().values, session.view.display, item.name, item.details)
 
 
 def code(session: Session, item: Item) -> str:
@@ -119,7 +116,7 @@ def code(session: Session, item: Item) -> str:
         "",
         "view = model_view(loaded.denormalize(inputs[0]).numpy())",
         f"display = Display({display.opacity:g}, {_quoted(display.sign)}, {display.percentile:g})",
-        f"title, details = {_quoted(item.title)}, {_quoted(item.details)}",
+        f"title, details = {_quoted(item.name)}, {_quoted(item.details)}",
         f'Path("{item.stem}.png").write_bytes(figure(view, {values}, display, title, details))',
     ]
     return "\n".join([*head, *body]) + "\n"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attribkit.app.kept import Kept
 from attribkit.datasets import FASHION_LABELS
 from attribkit.errors import CheckpointError, InputError, UnknownNameError, did_you_mean
 
@@ -123,8 +123,7 @@ class Shelf:
         self._folder = None if checkpoints is None else Path(checkpoints)
         if self._folder is not None and not self._folder.is_dir():
             raise InputError(f"the folder of checkpoints {str(checkpoints)!r} is not there, or is no folder")
-        self._kept = kept
-        self._loaded: OrderedDict[tuple[str, str], Shown] = OrderedDict()
+        self._loaded: Kept[Shown] = Kept(kept)
         self._lock = threading.Lock()
         self._loading: dict[tuple[str, str], threading.Lock] = {}
 
@@ -163,17 +162,11 @@ class Shelf:
         with self._lock:
             turn = self._loading.setdefault(key, threading.Lock())
         with turn:  # two users who want the same model wait for one; others do not wait
-            with self._lock:
-                if key in self._loaded:
-                    self._loaded.move_to_end(key)
-                    return self._loaded[key]
-            shown = self._load(*key)
-            with self._lock:
-                self._loaded[key] = shown
-                while len(self._loaded) > self._kept:
-                    self._loaded.popitem(last=False)
-                self._loading.pop(key, None)
-            return shown
+            try:
+                return self._loaded.get_or(key, lambda: self._load(*key))
+            finally:
+                with self._lock:
+                    self._loading.pop(key, None)
 
     def arguments(self, model: str, checkpoint: str = "") -> list[str]:
         """Return what `attribkit.load_model` is called with, as Python source."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 
 import attribkit
 from attribkit.app.drawing import Array
+from attribkit.app.kept import Kept
 from attribkit.app.pictures import Picture
 from attribkit.app.shelf import Shown
 from attribkit.attribution import Attribution
@@ -28,8 +27,6 @@ from attribkit.errors import InputError, ModelError
 from attribkit.features.fields import Box
 from attribkit.report.figures import class_name, model_view
 from attribkit.report.sections import array
-
-T = TypeVar("T")
 
 KEPT = 32
 """How many results and drawings of them are kept; a map of 224×224 pixels takes 0.6 MB."""
@@ -43,7 +40,7 @@ class Answer:
     top: tuple[tuple[int, str, float], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """An attribution, and how many seconds it took."""
 
@@ -114,12 +111,16 @@ class Subject:
         The model.
     picture
         The picture.
+
+    Attributes
+    ----------
+    kept
+        Results, and drawings of them.
     """
 
     shown: Shown
     picture: Picture
-    _kept: OrderedDict[Any, Any] = field(default_factory=OrderedDict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    kept: Kept[Any] = field(default_factory=lambda: Kept(KEPT), repr=False)
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -169,13 +170,13 @@ class Subject:
                 )
             )
 
-        return self.remembered(self._key(method, target, options), compute)
+        found: Found = self.kept.get_or(self._key(method, target, options), compute)
+        return found
 
     def known(self, method: str, target: int | None = None, options: dict[str, Any] | None = None) -> Found | None:
         """Return a class's map if it was computed before."""
-        with self._lock:
-            found: Found | None = self._kept.get(self._key(method, target, options or {}))
-            return found
+        found: Found | None = self.kept.get(self._key(method, target, options or {}))
+        return found
 
     def feature_maps(self, layer: str) -> FeatureMaps:
         """Return a layer's feature maps.
@@ -185,7 +186,8 @@ class Subject:
         InputError
             There is no such layer, or its output has no features that are known.
         """
-        return self.remembered(("maps", layer), lambda: self._feature_maps(layer))
+        found: FeatureMaps = self.kept.get_or(("maps", layer), lambda: self._feature_maps(layer))
+        return found
 
     def unit(self, layer: str, channel: int, method: str) -> UnitFound:
         """Project the strongest unit of a feature map.
@@ -195,7 +197,10 @@ class Subject:
         InputError
             There is no such layer, channel or method, or the method cannot project.
         """
-        return self.remembered(("unit", layer, channel, method), lambda: self._unit(layer, channel, method))
+        found: UnitFound = self.kept.get_or(
+            ("unit", layer, channel, method), lambda: self._unit(layer, channel, method)
+        )
+        return found
 
     def _feature_maps(self, layer: str) -> FeatureMaps:
         model = self.shown.loaded.model
@@ -239,20 +244,6 @@ class Subject:
     @staticmethod
     def _key(method: str, target: int | None, options: dict[str, Any]) -> tuple[Any, ...]:
         return ("class", method, target, *sorted(options.items()))
-
-    def remembered(self, key: Any, compute: Callable[[], T]) -> T:
-        """Return what was computed under a key before, or compute it now."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                kept: T = self._kept[key]
-                return kept
-        found = compute()  # outside the lock: what is kept can be had meanwhile
-        with self._lock:
-            self._kept[key] = found
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        return found
 
 
 def _place(grid: Grid, flat: int) -> int | tuple[int, int]:

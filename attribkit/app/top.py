@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attribkit.app.kept import Kept
 from attribkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,8 +68,7 @@ class Mined:
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"the folder of features {str(folder)!r}: its features.json is damaged") from error
-        self._kept: OrderedDict[str, Crops] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: Kept[Crops] = Kept(KEPT)
 
     @property
     def model(self) -> str:
@@ -103,7 +101,7 @@ class Mined:
         except (KeyError, TypeError):
             return []
         for name in files:
-            crops = self._crops(str(name))
+            crops = self._kept.get_or(name, lambda name=str(name): self._crops(name))  # type: ignore[misc]
             if channel in crops.channels:
                 tiles = tiles_of(crops, crops.channels.index(channel))
                 return [
@@ -115,15 +113,7 @@ class Mined:
     def _crops(self, name: str) -> Crops:
         from attribkit.features import Crops
 
-        with self._lock:
-            if name in self._kept:
-                self._kept.move_to_end(name)
-                return self._kept[name]
         crops = Crops.load(self.folder / Path(name).name)
         if crops is None:
             raise InputError(f"the folder of features {str(self.folder)!r}: {name} is damaged or gone")
-        with self._lock:
-            self._kept[name] = crops
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
         return crops

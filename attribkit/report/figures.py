@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from attribkit.report.levels import (
+    COLOURS,
     LEVELS,
     MAGNITUDE_COLOURS,
     MAGNITUDE_START,
@@ -271,10 +272,9 @@ def model_view(pixels: Array) -> Image.Image:
 
 def colour_bar(kind: str) -> Picture:
     """Draw the colour scale of a kind of map (``signed``, ``magnitude`` or ``score``), low values on the left."""
-    names = {"signed": SIGNED_COLOURS, "magnitude": MAGNITUDE_COLOURS, "score": SCORE_COLOURS}
     start = MAGNITUDE_START if kind == "magnitude" else 0.0
     ramp = np.repeat(np.linspace(0.0, 1.0, LEVELS)[None], 8, axis=0)
-    return _picture(coloured(ramp, names[kind], start=start))
+    return _picture(coloured(ramp, COLOURS[kind], start=start))
 
 
 def zero_notes(values: Array) -> tuple[str, ...]:

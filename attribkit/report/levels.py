@@ -24,6 +24,9 @@ SCORE_COLOURS = "cividis"
 MAGNITUDE_START = 0.25
 """The darkest quarter of inferno is left out: over a photograph it would read as shadow."""
 
+COLOURS = {"signed": SIGNED_COLOURS, "magnitude": MAGNITUDE_COLOURS, "score": SCORE_COLOURS}
+"""By the kind of map."""
+
 LEVELS = 255  # odd, so that the middle level is exactly the colour of zero
 
 REACH = 100 / 127
@@ -31,17 +34,19 @@ REACH = 100 / 127
 keep their values, up to the greatest, apart: a map can be drawn again on a longer scale from its picture alone."""
 
 
-def robust_limit(values: Array) -> float:
+def robust_limit(values: Array, percentile: float = PERCENTILE) -> float:
     """Return the value at which colours saturate: a percentile of the finite, non-zero ``|values|`` (0 if none is).
 
     Parameters
     ----------
     values
         An array of any shape, in the units of the attribution.
+    percentile
+        From 0 to 100.
     """
     magnitude = np.abs(np.asarray(values, dtype=np.float64))
     magnitude = magnitude[np.isfinite(magnitude) & (magnitude > 0)]
-    return float(np.percentile(magnitude, PERCENTILE)) if magnitude.size else 0.0
+    return float(np.percentile(magnitude, percentile)) if magnitude.size else 0.0
 
 
 def finite(values: Array) -> tuple[Array, tuple[str, ...]]:
@@ -67,8 +72,7 @@ def levels(unit: Array) -> NDArray[np.uint8]:
 
 def palette(kind: str) -> NDArray[np.uint8]:
     """Return the colours [n, 3] of a kind of map (``signed``, ``magnitude`` or ``score``), the lowest value's first."""
-    names = {"signed": SIGNED_COLOURS, "magnitude": MAGNITUDE_COLOURS, "score": SCORE_COLOURS}
-    colours = _palette(names[kind], MAGNITUDE_START if kind == "magnitude" else 0.0)
+    colours = _palette(COLOURS[kind], MAGNITUDE_START if kind == "magnitude" else 0.0)
     return np.frombuffer(colours, dtype=np.uint8).reshape(-1, 3)
 
 

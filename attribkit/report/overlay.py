@@ -61,7 +61,8 @@ def overlay(view: Image.Image, values: Array, title: str, details: str, opacity:
     picture = picture.resize(size, Image.Resampling.LANCZOS)
     picture.paste(layer.resize(size, Image.Resampling.NEAREST), mask=alpha.resize(size, Image.Resampling.NEAREST))
     notes = zero_notes(heat)
-    return png(_captioned(picture, title, "; ".join((details, *notes))))
+    bar = Image.open(io.BytesIO(colour_bar("magnitude").data)).convert("RGB")
+    return png(captioned(picture, title, "; ".join((details, *notes)), bar, "0", "strong"))
 
 
 @lru_cache(maxsize=4)
@@ -76,8 +77,20 @@ def font_of(size: int, bold: bool = False) -> Any:
         return ImageFont.load_default(size)
 
 
-def _captioned(picture: Image.Image, title: str, details: str) -> Image.Image:
-    """Return the picture with a white strip below it: title, details and the colour scale."""
+def captioned(picture: Image.Image, title: str, details: str, bar: Image.Image, low: str, high: str) -> Image.Image:
+    """Return the picture with a white strip below it: title, details and the colour scale.
+
+    Parameters
+    ----------
+    picture
+        RGB, of any size; the strip is at least `WIDTH` pixels wide.
+    title, details
+        Long ones are wrapped.
+    bar
+        The colours of the scale, RGB, low values on the left; it is stretched.
+    low, high
+        What stands at its ends.
+    """
     margin, width = 14, max(WIDTH, picture.width)
     lines = [(line, font_of(15, True), "#1a1a1a") for line in wrapped(title, font_of(15, True), width - 2 * margin)]
     lines += [(line, font_of(12), "#4a4a4a") for line in wrapped(details, font_of(12), width - 2 * margin)]
@@ -90,12 +103,10 @@ def _captioned(picture: Image.Image, title: str, details: str) -> Image.Image:
         draw.text((margin, top), line, fill=colour, font=font)
         top += height
     top += 8
-    low, high = "0", "strong"
     small = font_of(11)
     left = margin + round(draw.textlength(low, font=small)) + 6
     right = left + min(180, width // 3)
-    bar = Image.open(io.BytesIO(colour_bar("magnitude").data)).convert("RGB").resize((right - left, bar_height))
-    canvas.paste(bar, (left, top + 3))
+    canvas.paste(bar.resize((right - left, bar_height)), (left, top + 3))
     draw.text((margin, top), low, fill="#4a4a4a", font=small)
     draw.text((right + 6, top), high, fill="#4a4a4a", font=small)
     return canvas

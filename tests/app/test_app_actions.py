@@ -13,6 +13,7 @@ from torch import nn
 
 import attribkit
 from attribkit.app import actions, pages, results, saving
+from attribkit.app.kept import Kept
 from attribkit.app.session import Session, Superseded
 from attribkit.app.shelf import Shelf, Shown
 from attribkit.app.top import Mined
@@ -303,7 +304,7 @@ def test_names_from_outside_are_text_in_the_page(session, tmp_path):
         "<u>",
     )
     session.subject.shown = Shown(hostile)
-    session.subject._kept.clear()
+    session.subject.kept = Kept(8)
     session.subject.__dict__.pop("answer", None)
     written = [pages.answer(session), pages.facts(session), pages.unit(session), pages.link(session)]
     written += [after(actions._maps(session))["maps"], after(results.occlude(session, None, None))["occlusion"]]

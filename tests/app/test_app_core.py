@@ -11,10 +11,13 @@ from PIL import Image
 
 from attribkit.app import drawing, links, pictures
 from attribkit.app.jobs import Job, Stopped
+from attribkit.app.kept import Kept
 from attribkit.app.shelf import Shelf
+from attribkit.app.subject import Found
 from attribkit.app.view import SIGNS, TABS, Display, View
 from attribkit.errors import AttribkitError, CheckpointError, ImageError, InputError, UnknownNameError
 from attribkit.progress import track
+from attribkit.report import figures
 
 DEFAULT = View(model="zfnet-fashion", picture="fashion-0")
 
@@ -252,9 +255,9 @@ def test_signs_and_percentiles_are_what_they_say():
     same = np.full((3, 1, 2), 2.0)  # the occlusion's map, the same in every channel
     assert drawing.strength(same, "signed").tolist() == [[2.0, 2.0]]
     heat = np.concatenate([np.zeros(900), np.arange(1, 101)])
-    assert drawing.limit_of(heat, 100) == 100
-    assert drawing.limit_of(heat, 50) == pytest.approx(50.5)
-    assert drawing.limit_of(np.zeros(4), 99) == 0.0
+    assert figures.robust_limit(heat, 100) == 100
+    assert figures.robust_limit(heat, 50) == pytest.approx(50.5)
+    assert figures.robust_limit(np.zeros(4), 99) == 0.0
 
 
 def test_opacity_goes_from_the_picture_to_the_map():
@@ -281,3 +284,18 @@ class _Loaded:
         @staticmethod
         def to(device):
             """Stay where it is."""
+
+
+def test_what_was_not_used_for_the_longest_goes():
+    kept = Kept(2)
+    assert [kept.get_or(key, lambda key=key: key.upper()) for key in ("a", "b")] == ["A", "B"]
+    assert kept.get_or("a", lambda: "anew") == "A"
+    kept.put("c", "C")
+    assert (kept.get("a"), kept.get("b"), kept.get("c")) == ("A", None, "C")
+
+
+def test_a_drawing_is_that_of_its_own_map():
+    """Two results never share a drawing, even when the second lies where the first one was."""
+    first, second = Found(None, 1.0), Found(None, 1.0)
+    assert first != second
+    assert len({("drawn", first), ("drawn", second)}) == 2
