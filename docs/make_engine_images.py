@@ -22,7 +22,9 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "benchmarks"))
 
+from bench_tools import kept
 from picture_tools import BLUE, GREEN, GREY, ORANGE, RED, chart, efficientnet, numbers, photograph, view
 
 import attribkit as ak
@@ -299,22 +301,6 @@ def growth() -> None:
 
 
 # -- the lean way back -------------------------------------------------------------------------------------------------
-
-
-def kept(model: nn.Module, work: Callable[[], object]) -> int:
-    """Return how many bytes are kept for the way back, the model's own tensors aside."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    storages: dict[int, Any] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage  # held, or its address could become another's
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        work()
-    return sum(storage.nbytes() for storage in storages.values())
 
 
 @picture

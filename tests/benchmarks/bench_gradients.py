@@ -24,7 +24,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from bench_tools import keep_row, summary
+from bench_tools import keep_row, kept, summary
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -109,22 +109,6 @@ def test_time(name, method, threads):
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
-
-
-def kept(model, work):
-    """Bytes kept for the way back."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    storages = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage  # held, or its address could become another's
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        work()
-    return sum(storage.nbytes() for storage in storages.values())
 
 
 def peak(work):

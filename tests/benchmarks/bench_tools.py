@@ -68,3 +68,19 @@ def record(benchmark, case, **figures):
     words = [f"{n} {v['median']:.3g} ({v['min']:.3g} to {v['max']:.3g})" for n, v in row.items()]
     print(f"\n{case}: {'; '.join(words)}; {torch.get_num_threads()} threads, {machine()['processor']}")
     keep(benchmark, lambda known: known.setdefault("cases", {}).update({case: row}))
+
+
+def kept(model, work):
+    """Return how many bytes are kept for the way back, the model's own tensors aside."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage  # held, or its address could become another's
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(storage.nbytes() for storage in storages.values())
