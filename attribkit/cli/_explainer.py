@@ -40,7 +40,7 @@ Compute = Callable[[str, "Tensor", "Unit | int | None"], "tuple[Attribution, flo
 
 @dataclass(frozen=True)
 class Explained:
-    """One image, explained: its section of the page, its part of the summary, and the errors of methods that failed."""
+    """One image, explained: its section of the page, its part of the summary, and what failed of it."""
 
     section: ImageSection
     top: list[dict[str, Any]]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attribkit.cli._group import describe, printable, report_failure
 from attribkit.cli._output import OutputError, OutputFolder, file_names
-from attribkit.errors import ImageError, InputError, PluginError, UnknownOptionError, did_you_mean
+from attribkit.errors import ImageError, InputError, MethodError, PluginError, UnknownOptionError, did_you_mean
 from attribkit.images import read_image
 from attribkit.plugins import manager
 from attribkit.progress import shown, track
@@ -170,6 +170,10 @@ def summary(about: About, entries: list[dict[str, Any]]) -> bytes:
         return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode("ascii")
 
 
+class SaidBefore(MethodError):
+    """A failure that was said when it happened: the page repeats it, stderr does not."""
+
+
 class Tally:
     """Counts what was done, and puts it into the page and the summary.
 
@@ -177,20 +181,17 @@ class Tally:
     ----------
     page
         The page.
-    says
-        Whether it says on stderr what failed.
     """
 
-    def __init__(self, page: PageWriter, says: bool = True) -> None:
+    def __init__(self, page: PageWriter) -> None:
         self.page = page
-        self.says = says
         self.entries: list[dict[str, Any]] = []
         self.outcome = Outcome()
 
     def add(self, path: str, explained: Explained) -> None:
         """Note an image that was explained, by one method at least."""
-        for error in explained.errors if self.says else ():
-            report_failure(path, error)
+        for error in explained.errors:
+            _say(path, error)
         reason = "; ".join(describe(error) for error in explained.errors) or None
         self.outcome.explained += 1
         self.outcome.failed += reason is not None
@@ -199,8 +200,7 @@ class Tally:
 
     def fail(self, path: str, error: Exception) -> None:
         """Note an image that failed."""
-        if self.says:
-            report_failure(path, error)
+        _say(path, error)
         reason = describe(error).removeprefix(f"{path}: ")
         self.outcome.failed += 1
         self.page.fail(printable(path), printable(reason))
@@ -257,6 +257,11 @@ def _gather(places: list[Place], tally: Tally) -> list[Path]:
         else:
             found[Path(place.file)] = None
     return list(found)
+
+
+def _say(path: str, error: Exception) -> None:
+    if not isinstance(error, SaidBefore) and not isinstance(error.__cause__, SaidBefore):
+        report_failure(path, error)
 
 
 def _plain(value: Any) -> Any:

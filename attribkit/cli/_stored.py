@@ -17,7 +17,7 @@ import torch
 from attribkit.attribution import Attribution, provenance
 from attribkit.cli._explainer import Explainer
 from attribkit.cli._group import report_failure, say_error
-from attribkit.cli._job import Job, Outcome, Tally
+from attribkit.cli._job import Job, Outcome, SaidBefore, Tally
 from attribkit.cli._output import OutputError, OutputFolder, file_names
 from attribkit.cli._session import Session
 from attribkit.engine.coverage import Coverage
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attribkit.store.records import Record
+
+_NOT_YET = "is not explained yet"
 
 PAGE = 50
 """Up to so many images a run writes the page and the pictures too."""
@@ -121,15 +123,14 @@ def write_page(
     names = file_names([Path(place.image) for _, place in chosen], job.methods)
     opener = Opener()
     with OutputFolder(out) as folder, PageWriter() as page, shown(sys.stderr.isatty()):
-        tally = Tally(page, says=False)
+        tally = Tally(page)
         explainer = Explainer(job, folder, session, maps, len(chosen))
         for (position, place), name in track(list(zip(chosen, names, strict=True)), "drawing"):
             records = {record.method: record for record in store.of_images(position, 1)}
-            tally.says = all(record.status == DONE for record in records.values())
             try:
                 if not any(record.status == DONE for record in records.values()):
                     reasons = [(record.method, record.error or "") for record in records.values()]
-                    raise ImageError(in_words(reasons, len(job.methods)) or "is not explained yet")
+                    raise SaidBefore(in_words(reasons, len(job.methods))) if reasons else ImageError(_NOT_YET)
                 photograph = opener.read(place)
                 explained = explainer.explain(
                     photograph, Path(place.image), name, _Kept(store, session, records).compute
@@ -156,7 +157,7 @@ class _Kept:
         record = self.records.get(method)
         values = record.values if record is not None else None
         if record is None or values is None:
-            raise MethodError((record.error if record is not None else None) or "is not explained yet")
+            raise SaidBefore(record.error) if record is not None and record.error else MethodError(_NOT_YET)
         if values.shape[-2:] != inputs.shape[-2:]:  # it was shrunk
             values = torch.nn.functional.interpolate(values[None].float(), inputs.shape[-2:], mode="nearest")[0]
         noted = self.store.about["methods"][method]

@@ -67,7 +67,7 @@ class Row:
         parts = [self.name, self.path, self.best.label if self.best else "", self.target, self.problem]
         parts += [f"failed {cell.error}" for cell in self.failed]
         parts += [f"failed {self.failure.error}"] if self.failure else []
-        return " ".join(parts).casefold()
+        return " ".join(parts).lower()  # as the page's script does with what is searched
 
 
 class Matrix:

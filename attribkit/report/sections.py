@@ -101,10 +101,9 @@ def method_figures(
         As for `method_section`.
     """
     values = array(result.values[index])
-    share = min(1.0, longest / max(values.shape[-2:])) if longest is not None else 1.0
-    size = (max(1, round(values.shape[-2] * share)), max(1, round(values.shape[-1] * share)))
     title = method_title(result.method)
     signed = figures.signed_map(values, longest)
+    size = (signed.height, signed.width)
     layer = figures.magnitude_layer(values, longest)
     found = [
         Figure(

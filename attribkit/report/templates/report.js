@@ -21,9 +21,9 @@ const maps = all("article img[data-limit]").map((image) => {
   return {
     image, figure, kind: figure.className, method: image.closest("[data-method]").dataset.method,
     limit: Number(image.dataset.limit), peak: Number(image.dataset.peak), source: image.src,
+    ends: all(".scale span:not(.ramp)", figure).map((end) => end.textContent),
   };
 });
-const mapOf = new Map(maps.map((map) => [map.image, map]));
 
 function chunksOf(bytes) {
   const view = new DataView(bytes.buffer), found = {};
@@ -78,10 +78,9 @@ function rescale() {
     map.scale = mode === "own" ? map.limit : shared[group(map)];
     map.image.src = map.scale === map.limit ? map.source : redrawn(map, map.scale);
     const ends = all(".scale span:not(.ramp)", map.figure);
-    if (ends.length) {
-      ends[0].textContent = map.kind === "signed" ? number(-map.scale) : "0";
-      ends[1].textContent = (map.kind === "signed" ? "+" : "") + number(map.scale);
-    }
+    const words = map.scale === map.limit ? map.ends
+      : [map.kind === "signed" ? number(-map.scale) : "0", (map.kind === "signed" ? "+" : "") + number(map.scale)];
+    ends.forEach((end, side) => { end.textContent = words[side]; });
   }
   fill();
 }
@@ -100,11 +99,10 @@ function fill() {
     frame.classList.toggle("over", figure.className === "magnitude");
     link.replaceChildren(frame);
     link.closest("tr").style.setProperty("--view", section.closest("article").style.getPropertyValue("--view"));
-    const limit = link.parentNode.querySelector(".limit"), map = mapOf.get(figure.querySelector("img"));
+    const limit = link.parentNode.querySelector(".limit");
     const ends = all(".scale span:not(.ramp)", figure);
     if (limit && ends.length) {
       limit.textContent = figure.className === "magnitude" ? `0 … ${ends[1].textContent}` : `±${ends[1].textContent.slice(1)}`;
-      limit.dataset.scale = map ? map.scale : "";
     }
   }
   const bar = document.querySelector(".legend-bar"), ends = all("span:not(.ramp)", bar);
@@ -118,12 +116,10 @@ function arrange() {
   if (!table) return;
   const by = controls.sort.value, wanted = controls.filter.value.trim().toLowerCase();
   const words = (a, b) => a.localeCompare(b, undefined, { numeric: true, sensitivity: "base" });
-  const given = new Map(rows.map((row, place) => [row, place]));
   const sorted = [...rows].sort((a, b) => {
     const [x, y] = by === "order" ? ["", ""] : [a.dataset[by], b.dataset[by]];
     if ((x === "") !== (y === "")) return x === "" ? 1 : -1; // what has none comes last
-    const order = by === "name" || by === "class" ? words(x, y) : Number(y) - Number(x);
-    return order || given.get(a) - given.get(b);
+    return by === "name" || by === "class" ? words(x, y) : Number(y) - Number(x); // of equals the first stays first
   });
   for (const row of sorted) row.hidden = !row.dataset.text.includes(wanted);
   body.append(...sorted);
@@ -138,7 +134,6 @@ const shown = () => visible().map((row) => document.getElementById(row.dataset.a
 // --- One image at a time, or all of them in the matrix
 function show() {
   const single = screen.view === "single", list = shown(), state = tools.querySelector(".state");
-  document.body.dataset.view = screen.view;
   for (const article of articles) article.classList.toggle("off", screen.view !== "page" && !(single && article === screen.current));
   if (!table) return;
   table.closest(".matrix").classList.toggle("off", single);
