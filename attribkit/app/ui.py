@@ -22,6 +22,9 @@ Action = Callable[..., Changes]
 
 FORGOTTEN = "The server has forgotten this page, as after a restart: reload it, and its address restores the view."
 
+GAP = 0.15
+"""Seconds between two changes of the page by one action."""
+
 TOGETHER = 4
 """How many users' computations run at the same time; others wait for their turn."""
 
@@ -217,15 +220,15 @@ class Page:
     def _handler(self, action: Action) -> Callable[..., Iterator[dict[Any, Any]]]:
         """Return an action as gradio calls it; an error becomes a message in the page."""
 
-        def handle(session: Session | None, *values: Any) -> Iterator[dict[Any, Any]]:
+        def changes(session: Session | None, *values: Any) -> Iterator[dict[Any, Any]]:
             if session is None:
                 yield {self.parts["notice"]: pages.notice(errors=[FORGOTTEN])}
                 return
             turns, changed = session.begin("page"), False
             try:
-                for changes in action(session, *values):
+                for part in action(session, *values):
                     changed = True
-                    yield {self.parts[name]: _update(name, value) for name, value in changes.items()}
+                    yield {self.parts[name]: _update(name, value) for name, value in part.items()}
             except Superseded:
                 pass  # what was asked instead is shown
             except Exception as error:
@@ -235,8 +238,10 @@ class Page:
                 yield {self.parts["notice"]: pages.notice(errors=[describe(error)])}
             # gradio sends the last of these again when it has ended: nothing, where a later action has changed the page
             if not changed or not session.current(turns, "page"):
-                time.sleep(0.1)  # two changes of a control that come together are taken for one, the last
                 yield {self.parts["parcel"]: gr.skip()}
+
+        def handle(session: Session | None, *values: Any) -> Iterator[dict[Any, Any]]:
+            yield from _paced(changes(session, *values))
 
         return handle
 
@@ -250,6 +255,19 @@ class Page:
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
 _LAST: dict[str, Any] = {"trigger_mode": "always_last"}
 _OCCLUDING: dict[str, Any] = {"concurrency_id": "occlusion", "concurrency_limit": TOGETHER}
+
+
+def _paced(changes: Iterator[dict[Any, Any]]) -> Iterator[dict[Any, Any]]:
+    """Give out changes no sooner after each other than the page can draw them.
+
+    gradio sends what is new in each, and the page edits with it the last one that came, drawn or not: what a control
+    was to become is lost where the next change, which leaves it alone, comes before that.
+    """
+    last = 0.0
+    for change in changes:
+        time.sleep(max(0.0, last + GAP - time.monotonic()))
+        yield change
+        last = time.monotonic()
 
 
 def _update(name: str, value: Any) -> Any:
