@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from attribkit.cli._group import COMMAND_LINE, printable, say_warning
+from attribkit.cli._group import COMMAND_LINE, printable, say_error, say_warning
 
 
 @click.command()
@@ -52,12 +52,12 @@ def report(
     opened = open_store(store)
     for method in opened.methods:
         manager().method(method)  # it must be installed: its name becomes part of file names
-    bad = {record.position for record in opened.failures()} if failed else None
+    bad = {record.position for record in opened.failures()}
     positions = [
         position
         for position, name in opened.names()
         if (not patterns or any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns))
-        and (bad is None or position in bad)
+        and (not failed or position in bad)
     ]
     if not positions:
         what = f"no image fits {' or '.join(map(repr, patterns))}" if patterns else "there is no such image"
@@ -76,10 +76,16 @@ def report(
     job = Job((), folder, opened.methods, ctx.find_root().meta[COMMAND_LINE], device=device)
     if len(positions) > limit:
         say_warning(f"the first {limit} of {len(positions)} images: --limit takes more, --image others")
-    page = write_page(job, opened, session, positions[:limit], folder, maps).page
-    if page is None:
+    drawn = write_page(job, opened, session, positions[:limit], folder, maps)
+    if drawn.page is None:
         raise StoreError(f"{printable(store)!r}: not one of these images has a map")
-    click.echo(f"{min(limit, len(positions))} images: {page}")
+    before = len(bad.intersection(positions[:limit]))
+    if before:
+        say_error(f"{before} image{'' if before == 1 else 's'} failed when explained: the page has the reasons")
+    images = f"{drawn.explained} image{'' if drawn.explained == 1 else 's'} drawn"
+    click.echo(f"{images}{f', {drawn.failed} with errors' if drawn.failed else ''}: {drawn.page}")
+    if drawn.failed:
+        ctx.exit(1)
 
 
 def _model_of(

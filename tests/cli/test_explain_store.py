@@ -91,7 +91,8 @@ def test_many_images_get_the_store_alone_and_a_page_on_demand(run, pictures):
 
     Path("in/00.png").unlink()
     drawn = run("report", "out", *FIVE, "--image", "in/0[0-3].png")
-    assert drawn.exit_code == 0, drawn.output
+    assert error_of(drawn) == "in/00.png: no such file"
+    assert drawn.stdout == "3 images drawn, 1 with errors: out/report.html\n"
     assert left("out", ".png") == ["01.gradient.png", "02.gradient.png", "03.gradient.png"]
     entries = json.loads(Path("out/summary.json").read_text())["images"]
     assert [entry["error"] for entry in entries] == ["no such file", None, None, None]
@@ -101,6 +102,18 @@ def test_many_images_get_the_store_alone_and_a_page_on_demand(run, pictures):
     assert "the first 2 of 14 images" in limited.stderr
     assert left("some", ".png") == ["01.gradient.png", "10.gradient.png"]
     assert left("some", ".safetensors") == ["01.gradient.safetensors", "10.gradient.safetensors"]
+
+
+def test_report_says_which_of_its_images_had_failed(run, pictures):
+    pictures(6)
+    Path("in/04.png").write_bytes(b"")
+    run("explain", "in", *ARGS)
+    drawn = run("report", "out", *FIVE, "--out", "page")
+    assert error_of(drawn) == "1 image failed when explained: the page has the reasons"
+    assert drawn.stdout == "5 images drawn, 1 with errors: page/report.html\n"
+    others = run("report", "out", *FIVE, "--image", "in/0[0-3].png")
+    assert (others.exit_code, others.stderr) == (0, "")
+    assert others.stdout == "4 images drawn: out/report.html\n"
 
 
 def test_failures_are_not_said_without_end(run, pictures):

@@ -100,7 +100,7 @@ def test_the_pages_of_explain_and_of_a_store(workplace):
     assert HOSTILE in text  # a class's name
     assert json.loads(Path("out/summary.json").read_text())["images"]
     again = run("report", "out", *ARGUMENTS, "--out", "page")
-    assert again.exit_code == 0, again.output
+    assert again.exit_code == 1, again.output
     text = check(Path("page/report.html").read_text("utf-8"))
     assert FILE in text
     assert HOSTILE in text
