@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from attribkit._processes import join_processes
+from attribkit._processes import process_group
 
 __all__ = ["Ranks", "joined", "ranks"]
 
@@ -101,11 +101,8 @@ def ranks() -> Iterator[Ranks]:
         yield joined()
         return
     _end_with_parent()
-    join_processes("gloo", _PATIENCE)
-    try:
+    with process_group("gloo", _PATIENCE):
         yield joined()
-    finally:
-        dist.destroy_process_group()
 
 
 def own_device(device: torch.device) -> torch.device:

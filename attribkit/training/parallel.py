@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attribkit._processes import join_processes
+from attribkit._processes import process_group
 
 __all__ = ["Team", "team"]
 
@@ -70,11 +70,5 @@ def team(device: torch.device | None) -> Iterator[tuple[Team, torch.device]]:
     if chosen == torch.device("cuda"):
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
-    joined = not dist.is_initialized()
-    if joined:
-        join_processes("nccl" if chosen.type == "cuda" else "gloo")
-    try:
+    with process_group("nccl" if chosen.type == "cuda" else "gloo"):
         yield Team(dist.get_rank(), dist.get_world_size()), chosen
-    finally:
-        if joined:
-            dist.destroy_process_group()

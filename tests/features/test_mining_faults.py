@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -341,10 +342,16 @@ def test_too_little_shared_memory_is_done_without(tmp_path, model, monkeypatch):
 def test_processes_are_those_of_runs(monkeypatch):
     """They wait for a slower one as long, and end with their launcher."""
     asked = []
+
+    @contextmanager
+    def group(backend, timeout):
+        asked.append(timeout.days)
+        yield
+        asked.append("left")
+
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("attribkit.runs.ranks._end_with_parent", lambda: asked.append("parent"))
-    monkeypatch.setattr("attribkit.runs.ranks.join_processes", lambda backend, timeout: asked.append(timeout.days))
-    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: asked.append("left"))
+    monkeypatch.setattr("attribkit.runs.ranks.process_group", group)
     monkeypatch.setattr("attribkit.runs.ranks.joined", lambda: Ranks(1, 2, 2))
     with mining.processes() as rank:
         assert rank == 1
