@@ -95,8 +95,8 @@ class Hardtanh(ReLU):
         # torch compares half-precision inputs with the ends in float32; an output at an end that half precision has to
         # round does not tell an input just inside from one beyond
         half = x.dtype in (torch.float16, torch.bfloat16)
-        exact = all(torch.tensor(end, dtype=x.dtype, device="cpu").item() == end for end in (low, high))
-        return cls(low, high) if exact or not half else None
+        rounded = half and any(torch.tensor(end, dtype=x.dtype, device="cpu").item() != end for end in (low, high))
+        return cls(low, high) if not rounded else None
 
     def open(self, flat: Tensor) -> Tensor:
         """Open between the ends; closed for what is no number.
