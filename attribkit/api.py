@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from attribkit import progress as bars
+from attribkit._batches import by_call, by_table, joined
 from attribkit.attribution import Attribution, provenance
 from attribkit.checks import check_inputs, check_options, explain_channels, usable_model
 from attribkit.engine import coverage
 from attribkit.engine.inspection import Inspection, useful_layers
-from attribkit.engine.invert import invert, leaf, vocabulary
-from attribkit.engine.outputs import observe
+from attribkit.engine.invert import leaf, vocabulary
 from attribkit.engine.projection import project_rows, project_units
 from attribkit.engine.state import pristine
 from attribkit.engine.table import Table
@@ -28,14 +28,13 @@ from attribkit.errors import (
     CoverageWarning,
     InputError,
     InputTypeError,
-    MethodError,
     as_int,
     did_you_mean,
     is_int,
 )
 from attribkit.method import InverseMethod, Method
 from attribkit.plugins import MethodEntry, manager
-from attribkit.targets import PendingTarget, Target, Unit
+from attribkit.targets import PendingTarget, Unit
 
 MethodLike = str | type[Method] | Method
 
@@ -178,19 +177,22 @@ def attribute(
     ):
         for start in bars.track(range(0, len(inputs), size), chosen.name):
             rows = slice(start, start + size)
-            parts.append(_explain(model, inputs[rows], chosen, pending.part(rows), options))
-        described = [part.target.describe() for part in parts]
+            if is_table(chosen):
+                parts.append(by_table(model, inputs[rows], chosen, pending.part(rows)))
+            else:
+                parts.append(by_call(model, inputs[rows], chosen, pending.part(rows), options))
+        whole, table = joined(parts), _table_of(chosen)
         result = Attribution(
-            values=torch.cat([part.values for part in parts]),
+            values=whole.values,
             method=chosen.name or type(chosen).__name__,
-            target=torch.cat(described) if isinstance(described[0], Tensor) else described[0],
-            scores=torch.cat([part.scores for part in parts]),
-            coverage=_coverage(chosen, log),
-            extras=_join_extras([part.extras for part in parts], [len(part.values) for part in parts]),
+            target=whole.target,
+            scores=whole.scores,
+            coverage=_coverage(chosen, table, log),
+            extras=whole.extras,
             provenance=provenance(model, options),
             _model=weakref.ref(model),
         )
-    _warn_if_plain(chosen, log, strict=strict)
+    _warn_if_plain(chosen, table, log, strict=strict)
     return result
 
 
@@ -235,17 +237,18 @@ def project(
         raise InputError("channels is empty: give at least one channel to project")
     if not is_table(chosen):
         raise InputError(f"project() needs a method given by a table of inverse layers; {chosen.name!r} is none")
+    table = chosen.table()
     with pristine(model, inputs), explain_channels(model, inputs), coverage.logging() as log:
         found, units = project_units(
-            model, inputs, layer, channels, position, chosen.table(), unit_signal=chosen.unit_signal, layout=layout
+            model, inputs, layer, channels, position, table, unit_signal=chosen.unit_signal, layout=layout
         )
-    _warn_if_plain(chosen, log, strict=strict)
+    _warn_if_plain(chosen, table, log, strict=strict)
     return Attribution(
         values=found.values,
         method=chosen.name,
         target=units,
         scores=found.scores,
-        coverage=_coverage(chosen, log),
+        coverage=_coverage(chosen, table, log),
         provenance=provenance(model, {}),
         _model=weakref.ref(model),
     )
@@ -268,10 +271,11 @@ def project_each(
     chosen = find_method(method)
     if not is_table(chosen):
         return None
+    table = chosen.table()
     with pristine(model, inputs), explain_channels(model, inputs), coverage.logging() as log:
-        found = project_rows(model, inputs, layer, channels, positions, chosen.table(), unit_signal=chosen.unit_signal)
+        found = project_rows(model, inputs, layer, channels, positions, table, unit_signal=chosen.unit_signal)
     if found is not None:
-        _warn_if_plain(chosen, log, strict=False)
+        _warn_if_plain(chosen, table, log, strict=False)
     return found
 
 
@@ -294,7 +298,7 @@ def inspect(model: nn.Module, inputs: Tensor, method: MethodLike | None = None) 
     model = usable_model(model)
     chosen = find_method(method) if method is not None else None
     check_inputs(inputs)
-    table = chosen.table() if isinstance(chosen, InverseMethod) else Table({})
+    table = _table_of(chosen)
     # gradients only where there are inverse layers: whether one takes hold shows only then
     with pristine(model, inputs), explain_channels(model, inputs), torch.set_grad_enabled(bool(table)):
         walk = Walk(model, table, vocabulary(), layouts=True)
@@ -331,73 +335,30 @@ def find_method(method: MethodLike) -> Method:
     return method
 
 
-@dataclass
-class _Part:
-    values: Tensor
-    scores: Tensor
-    target: Target
-    extras: dict[str, Tensor]
-
-
-def _explain(
-    model: nn.Module, inputs: Tensor, method: Method, pending: PendingTarget, options: dict[str, Any]
-) -> _Part:
-    if is_table(method):
-        # a table's own forward pass resolves the target too: no pass is spent on it
-        found = invert(model, inputs, pending, method.table(), unit_signal=method.unit_signal)
-        if found.target is None:
-            raise MethodError("the target was not resolved")
-        return _Part(found.values, found.scores, found.target, {})
-    with torch.no_grad():
-        observed = observe(model, inputs.detach().clone(), pending.layer, pending.forward_kwargs)
-        target = pending.resolve(observed, model)
-        scores = target.read(observed).detach()
-    # a copy: what a method does to its inputs is its own affair
-    returned: Any = method.attribute(model, inputs.detach().clone(), target, **options)
-    if isinstance(returned, tuple) and len(returned) != 2:
-        raise MethodError(
-            f"method {method.name!r} returned {len(returned)} things; a map, or a map and a dict of extras"
-        )
-    values, extras = returned if isinstance(returned, tuple) else (returned, {})
-    if not isinstance(extras, dict) or not all(isinstance(value, Tensor) for value in extras.values()):
-        raise MethodError(f"method {method.name!r} returned extras that are no dict of tensors")
-    if not isinstance(values, Tensor) or values.shape != inputs.shape:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise MethodError(f"method {method.name!r} returned {got} for inputs of shape {tuple(inputs.shape)}")
-    values = values.detach().to(device=inputs.device, dtype=inputs.dtype)
-    return _Part(values, scores, target, {key: value.detach() for key, value in extras.items()})
-
-
 def is_table(method: Method) -> TypeGuard[InverseMethod]:
     """Tell whether a method is a table of inverse layers that the engine carries out."""
     return isinstance(method, InverseMethod) and type(method).attribute is InverseMethod.attribute
 
 
-def _coverage(method: Method, log: coverage.Log) -> coverage.Coverage:
-    applies = method.table().any_rewrites() if isinstance(method, InverseMethod) else log.rewritten > 0
+def _table_of(method: Method | None) -> Table:
+    """Return the table of a method, an empty one where there is none."""
+    return method.table() if isinstance(method, InverseMethod) else Table({})
+
+
+def _coverage(method: Method, table: Table, log: coverage.Log) -> coverage.Coverage:
+    applies = table.any_rewrites() if isinstance(method, InverseMethod) else log.rewritten > 0
     return coverage.summarise(method.name, log.sites or [], applies=applies, complete=log.complete)
 
 
-def _warn_if_plain(method: Method, log: coverage.Log, *, strict: bool) -> None:
+def _warn_if_plain(method: Method, table: Table, log: coverage.Log, *, strict: bool) -> None:
     """Say that a method with a table met nothing to rewrite: its result is the plain gradient."""
-    if not isinstance(method, InverseMethod) or not method.table().any_rewrites():
-        return
-    if log.applies and log.complete and log.rewritten == 0:
+    if table.any_rewrites() and log.complete and log.rewritten == 0:
         message = f"{method.name} met none of the operations it rewrites: the result equals the plain gradient"
-        for kind in method.table().kinds.keys() - vocabulary().kinds:
+        for kind in table.kinds.keys() - vocabulary().kinds:
             message += f"; {kind!r} is no op kind, {did_you_mean(kind, vocabulary().kinds)}"
         if strict:
             raise CoverageError(message)
         warnings.warn(message, CoverageWarning, stacklevel=3)
-
-
-def _join_extras(extras: list[dict[str, Tensor]], sizes: list[int]) -> dict[str, Tensor]:
-    """Join per-batch extras along the sample dimension; what is not per sample is kept from the first batch."""
-    joined = {}
-    for key, first in extras[0].items():
-        per_sample = all(part[key].ndim > 0 and len(part[key]) == n for part, n in zip(extras, sizes, strict=True))
-        joined[key] = torch.cat([part[key] for part in extras]) if per_sample else first
-    return joined
 
 
 def _unit_of(layer: str, target: Any) -> Unit:

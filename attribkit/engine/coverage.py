@@ -121,19 +121,19 @@ def summarise(method: str, sites: Sequence[Site], *, applies: bool, complete: bo
         kinds[site.kind] = (done + site.rewritten, total + 1)
         if applies and not site.rewritten and (why := reason(site, method)):
             left.append((site.name, why))
-    attached = [layer for site in sites if (layer := site.inverse_layer) is not None and not layer.observer]
+    rewritten = sum(site.rewritten for site in sites)
     gates = kinds.get("gate", (0, 0))
     plain = sum(total - done for kind, (done, total) in kinds.items() if kind in NONLINEAR and kind != "gate")
     return Coverage(
         method,
-        rewritten=sum(done for done, _ in kinds.values()),
+        rewritten=rewritten,
         plain=plain,
         gates=gates[1] - gates[0],
         kinds=kinds,
         left=tuple(left),
         applies=applies,
         complete=complete,
-        ordinary=bool(attached) and all(layer.ordinary for layer in attached),
+        ordinary=rewritten > 0 and all(site.ordinary for site in sites),
     )
 
 
@@ -162,11 +162,9 @@ class Log:
     sites: list[Site] | None = None
     complete: bool = False
     rewritten: int = 0
-    applies: bool = False
 
     def add(self, sites: list[Site], rewritten: int, *, complete: bool) -> None:
         """Note one walk with a table."""
-        self.applies = True
         if self.sites is None or (rewritten > 0, complete) > (self.rewritten > 0, self.complete):
             self.sites, self.complete = sites, complete
         self.rewritten = max(self.rewritten, rewritten)

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attribkit.engine.walk import Walk, mark_model_error
+from attribkit.engine.origin import mark_model_error
+from attribkit.engine.walk import Walk
 from attribkit.errors import ModelError
 
 

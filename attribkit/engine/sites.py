@@ -55,6 +55,11 @@ class Site:
         """Whether the method's table attaches an inverse layer here that does more than to observe."""
         return self.inverse_layer is not None and not self.inverse_layer.observer
 
+    @property
+    def ordinary(self) -> bool:
+        """Whether the signal passes by the ordinary derivative, be it that the inverse layer computes that."""
+        return self.inverse_layer is None or self.inverse_layer.observer or self.inverse_layer.ordinary
+
 
 @dataclass
 class Names:

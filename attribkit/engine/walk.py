@@ -23,6 +23,7 @@ from attribkit.engine.inverse import InverseLayer
 from attribkit.engine.layout import Layouts
 from attribkit.engine.lean import Lean
 from attribkit.engine.ops import ModuleKind, Operation, Vocabulary, has_forward_of, is_op_module
+from attribkit.engine.origin import mark_model_error
 from attribkit.engine.sites import Names, Site, unknown_layer
 from attribkit.engine.splice import FunctionCall, Splice, Splicer, first_tensor, module_params
 from attribkit.engine.table import Table
@@ -182,10 +183,9 @@ class Walk:
     @property
     def rewritten(self) -> int:
         """How many sites so far carry the signal otherwise than by their ordinary derivative."""
-        attached = [layer for site in self.sites if (layer := site.inverse_layer) is not None and not layer.observer]
         if self.table.all_ordinary():
-            return len(attached)
-        return sum(not layer.ordinary for layer in attached)
+            return sum(site.rewritten for site in self.sites)
+        return sum(not site.ordinary for site in self.sites)
 
     def catch(self, layer: str) -> Capture:
         """Return what was caught at a layer; `UnknownNameError` where the forward pass never called it."""
@@ -385,19 +385,6 @@ class Walk:
         # what comes now is watched only, for what the table says of it
         self._live = False
         torch.set_grad_enabled(False)
-
-
-def mark_model_error(error: Exception, model: nn.Module, where: str) -> None:
-    """Mark an exception as the model's own, so that messages can say whose it is; its type stays as it is."""
-    if hasattr(error, "attribkit_origin"):
-        return
-    try:
-        error.attribkit_origin = "model forward"  # type: ignore[attr-defined]
-    except (AttributeError, TypeError):
-        return
-    place = f" (in {where!r})" if where else ""
-    note = f"raised by the model's forward: {type(model).__name__}{place}"
-    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
 
 
 def _shape_of(tensor: Tensor | None) -> tuple[int, ...] | None:
