@@ -20,7 +20,8 @@ from attribkit.plugins import manager
 from attribkit.progress import track
 from attribkit.report import figures
 from attribkit.report.overlay import overlay
-from attribkit.report.page import About, ImageSection, MethodSection, percent
+from attribkit.report.page import percent
+from attribkit.report.parts import About, ImageSection, MethodSection
 from attribkit.report.sections import array, method_section, method_title
 from attribkit.report.sizes import Sizes
 from attribkit.targets import Unit
@@ -135,7 +136,7 @@ class Explainer:
             name=printable(name),
             path=printable(self.job.caption or str(path)),
             photograph=figures.photograph(photograph, longest=self.sizes.photograph),
-            view=figures.photograph(view, longest=self.sizes.view),
+            view=figures.photograph(view, longest=self.sizes.map),
             shown=view.size,
             size=photograph.size,
             top=answer.top,

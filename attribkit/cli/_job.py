@@ -28,7 +28,8 @@ FEW = 4
 
 if TYPE_CHECKING:
     from attribkit.cli._explainer import Explained, Explainer
-    from attribkit.report.page import About, PageWriter
+    from attribkit.report.page import PageWriter
+    from attribkit.report.parts import About
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from attribkit.errors import InputError, ModelError, UnknownNameError, did_you_m
 from attribkit.models.labels import read_labels
 from attribkit.models.loading import load_model
 from attribkit.models.packaged import default_model
-from attribkit.report.page import TopClass
+from attribkit.report.parts import TopClass
 
 if TYPE_CHECKING:
     from PIL import Image

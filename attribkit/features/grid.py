@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from attribkit.features.crops import Crops
-from attribkit.report.figures import robust_limit
+from attribkit.report.figures import around_grey, robust_limit
 from attribkit.report.overlay import font_of
 
 SMALLEST, LARGEST = 40, 112
@@ -45,14 +45,13 @@ def tiles_of(crops: Crops, row: int) -> list[tuple[Image.Image, Image.Image]]:
     one scale, which ends at the 99.5th percentile of their non-zero absolute values.
     """
     projections = np.asarray(crops.projections[row], dtype=np.float64)
-    limit = robust_limit(projections) or 1.0
-    grey = np.rint(np.clip(projections / limit, -1, 1) * 127 + 128).astype(np.uint8)
+    limit = robust_limit(projections)
     patches = np.asarray(crops.patches[row])
     width, height, enlarged = tile_size(*projections.shape[-2:])
     how = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
     return [
-        (_picture(a).resize((width, height), how), _picture(b).resize((width, height), how))
-        for a, b in zip(grey, patches, strict=True)
+        (around_grey(a, limit).convert("RGB").resize((width, height), how), _picture(b).resize((width, height), how))
+        for a, b in zip(projections, patches, strict=True)
     ]
 
 

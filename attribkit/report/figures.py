@@ -27,6 +27,7 @@ from attribkit.report.levels import (
     SIGNED_COLOURS,
     Array,
     alpha_ramp,
+    around_grey,
     coloured,
     finite,
     levels,
@@ -53,6 +54,7 @@ __all__ = [
     "LegendEntry",
     "Picture",
     "alpha_ramp",
+    "around_grey",
     "class_map",
     "class_name",
     "colour_bar",
@@ -137,7 +139,7 @@ def signed_map(values: Array, longest: int | None = None) -> Picture:
     heat = shrunk(values.sum(axis=0), longest)
     limit, peak = robust_limit(heat), float(np.abs(heat).max())
     notes += _sign_notes(heat)
-    image = ranged(heat, limit, SIGNED_COLOURS)
+    image = ranged(heat, limit, "signed")
     return _picture(image if limit else _saying_so(image), -limit, limit, notes, peak)
 
 
@@ -158,7 +160,7 @@ def magnitude_layer(values: Array, longest: int | None = None) -> Picture:
     """
     heat = shrunk(magnitude(values), longest)
     limit = robust_limit(heat)
-    image = ranged(heat, limit, MAGNITUDE_COLOURS, start=MAGNITUDE_START)
+    image = ranged(heat, limit, "magnitude")
     alpha = np.asarray(alpha_ramp(), dtype=np.uint8)[levels(reached(signed=False))]
     data = png(image, transparency=alpha.tobytes())
     return Picture(data, image.width, image.height, high=limit, notes=zero_notes(heat), peak=float(heat.max()))
@@ -179,8 +181,7 @@ def reconstruction(values: Array, longest: int | None = None) -> Picture:
     shown = np.stack([shrunk(channel, longest) for channel in shown])
     limit = robust_limit(shown)
     notes += zero_notes(shown)
-    pixels = np.round((scaled(shown, limit) * 0.5 + 0.5) * 255).astype(np.uint8)
-    image = Image.fromarray(np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels[0])
+    image = around_grey(shown, limit)
     return _picture(image if limit else _saying_so(image), -limit, limit, notes)
 
 
@@ -201,7 +202,7 @@ def score_map(scores: Array, size: tuple[int, int]) -> Picture:
     else:
         unit = np.full_like(scores, 0.5)
         notes += (f"the score is {low:.4g} at every position",)
-    image = _stretched(coloured(unit, SCORE_COLOURS).convert("RGB"), size)
+    image = _stretched(coloured(unit, *COLOURS["score"]).convert("RGB"), size)
     return _picture(image, low, high, notes)
 
 
@@ -272,9 +273,8 @@ def model_view(pixels: Array) -> Image.Image:
 
 def colour_bar(kind: str) -> Picture:
     """Draw the colour scale of a kind of map (``signed``, ``magnitude`` or ``score``), low values on the left."""
-    start = MAGNITUDE_START if kind == "magnitude" else 0.0
     ramp = np.repeat(np.linspace(0.0, 1.0, LEVELS)[None], 8, axis=0)
-    return _picture(coloured(ramp, COLOURS[kind], start=start))
+    return _picture(coloured(ramp, *COLOURS[kind]))
 
 
 def zero_notes(values: Array) -> tuple[str, ...]:

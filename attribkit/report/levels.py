@@ -24,8 +24,12 @@ SCORE_COLOURS = "cividis"
 MAGNITUDE_START = 0.25
 """The darkest quarter of inferno is left out: over a photograph it would read as shadow."""
 
-COLOURS = {"signed": SIGNED_COLOURS, "magnitude": MAGNITUDE_COLOURS, "score": SCORE_COLOURS}
-"""By the kind of map."""
+COLOURS = {
+    "signed": (SIGNED_COLOURS, 0.0),
+    "magnitude": (MAGNITUDE_COLOURS, MAGNITUDE_START),
+    "score": (SCORE_COLOURS, 0.0),
+}
+"""By the kind of map: the colours' name, and where in them it starts."""
 
 LEVELS = 255  # odd, so that the middle level is exactly the colour of zero
 
@@ -72,8 +76,7 @@ def levels(unit: Array) -> NDArray[np.uint8]:
 
 def palette(kind: str) -> NDArray[np.uint8]:
     """Return the colours [n, 3] of a kind of map (``signed``, ``magnitude`` or ``score``), the lowest value's first."""
-    colours = _palette(COLOURS[kind], MAGNITUDE_START if kind == "magnitude" else 0.0)
-    return np.frombuffer(colours, dtype=np.uint8).reshape(-1, 3)
+    return np.frombuffer(_palette(*COLOURS[kind]), dtype=np.uint8).reshape(-1, 3)
 
 
 @lru_cache(maxsize=8)
@@ -98,8 +101,8 @@ def coloured(unit: Array, name: str, start: float = 0.0) -> Image.Image:
     return image
 
 
-def ranged(heat: Array, limit: float, name: str, start: float = 0.0) -> Image.Image:
-    """Return a palette image of a map whose levels stand for values beyond the limit too.
+def ranged(heat: Array, limit: float, kind: str) -> Image.Image:
+    """Return a palette image of a map, ``signed`` or ``magnitude``, whose levels stand for values beyond the limit too.
 
     Levels count away from zero (which is the middle one of a signed map): the first `REACH` of them are even steps from
     0 to ``limit``, the rest even steps of the logarithm from there to the greatest absolute value, drawn in the last
@@ -111,24 +114,41 @@ def ranged(heat: Array, limit: float, name: str, start: float = 0.0) -> Image.Im
         The map [H, W].
     limit
         Where colours saturate.
-    name, start
-        The colours, as for `coloured`.
+    kind
+        Of which kind of map, as for `palette`.
     """
     strength = REACH * np.abs(scaled(heat, limit))
     beyond = np.abs(heat) > limit
     if limit and beyond.any():
         excess = np.log(np.abs(heat[beyond])) - np.log(limit)
         strength[beyond] += (1 - REACH) * excess / excess.max() if excess.max() > 0 else 0.0
-    signed = name == SIGNED_COLOURS
-    image = Image.fromarray(levels(np.sign(heat) * strength * 0.5 + 0.5 if signed else strength))
-    shown = levels(reached(signed) * 0.5 + 0.5 if signed else reached(signed))
-    image.putpalette(np.frombuffer(_palette(name, start), dtype=np.uint8).reshape(LEVELS, 3)[shown].tobytes())
+    shown = reached(kind == "signed")
+    if kind == "signed":
+        strength, shown = np.sign(heat) * strength * 0.5 + 0.5, shown * 0.5 + 0.5
+    image = Image.fromarray(levels(strength))
+    image.putpalette(palette(kind)[levels(shown)].tobytes())
     return image
 
 
 def reached(signed: bool) -> Array:
     """Return for each level of `ranged` the share of the limit, from -1 or 0 to 1, whose colour it has."""
     return np.clip(np.linspace(-1.0 if signed else 0.0, 1.0, LEVELS) / REACH, -1.0, 1.0)
+
+
+def around_grey(values: Array, limit: float | None = None) -> Image.Image:
+    """Return a map [C, H, W] as an image around mid-grey, which is zero: brighter is positive, darker negative.
+
+    Parameters
+    ----------
+    values
+        3 channels are drawn as red, green and blue, any other number as their grey mean.
+    limit
+        Where colours saturate; None: `robust_limit` of what is drawn.
+    """
+    shown = values if len(values) == 3 else values.mean(axis=0, keepdims=True)
+    unit = scaled(shown, robust_limit(shown) if limit is None else limit) * 0.5 + 0.5
+    pixels = np.round(np.moveaxis(unit, 0, -1) * 255).astype(np.uint8)
+    return Image.fromarray(pixels if len(shown) == 3 else pixels[..., 0])
 
 
 def shrunk(values: Array, longest: int | None) -> Array:

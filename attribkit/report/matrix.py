@@ -47,8 +47,8 @@ class Row:
     name: str
     path: str
     best: TopClass | None = None
-    score: float | None = None
-    score_words: str = ""
+    score: str = ""
+    value: float | None = None
     target: str = ""
     question: str = ""
     picture: Picture | None = None
@@ -113,8 +113,8 @@ class Matrix:
             section.name,
             section.path,
             best=section.top[0] if section.top else None,
-            score=told.value if told else None,
-            score_words=told.score if told else "",
+            score=told.score if told else "",
+            value=told.value if told else None,
             target=told.target if told else "",
             question=section.question,
             picture=small(section.view),

@@ -50,9 +50,10 @@ def overlay(view: Image.Image, values: Array, title: str, details: str, opacity:
         A PNG at least `WIDTH` pixels wide.
     """
     heat = magnitude(values)
-    layer = coloured(scaled(heat, robust_limit(heat)), MAGNITUDE_COLOURS, start=MAGNITUDE_START).convert("RGB")
+    strength = scaled(heat, robust_limit(heat))
+    layer = coloured(strength, MAGNITUDE_COLOURS, MAGNITUDE_START).convert("RGB")
     ramp = np.asarray(alpha_ramp(), dtype=np.float64) * opacity
-    alpha = Image.fromarray(ramp[levels(scaled(heat, robust_limit(heat)))].astype(np.uint8))
+    alpha = Image.fromarray(ramp[levels(strength)].astype(np.uint8))
     # Small inputs are enlarged by a whole factor, so that every value stays a square.
     factor = max(1, min(-(-WIDTH // view.width), LONGEST // max(view.size)))
     size = (view.width * factor, view.height * factor)

@@ -23,21 +23,9 @@ from attribkit.report.figures import PERCENTILE, Picture, colour_bar
 from attribkit.report.levels import palette
 from attribkit.report.matrix import Matrix
 from attribkit.report.palette import gradient
-from attribkit.report.parts import About, Failure, Figure, ImageSection, MethodSection, TopClass
+from attribkit.report.parts import About, Failure, ImageSection
 
-__all__ = [
-    "About",
-    "Failure",
-    "Figure",
-    "ImageSection",
-    "MethodSection",
-    "PageWriter",
-    "TopClass",
-    "data_uri",
-    "environment",
-    "percent",
-    "render_page",
-]
+__all__ = ["PageWriter", "data_uri", "environment", "percent", "render_page"]
 
 _SPOOL_BYTES = 64 * 2**20
 

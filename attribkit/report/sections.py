@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attribkit.report import figures
-from attribkit.report.page import Figure, MethodSection
+from attribkit.report.parts import Figure, MethodSection
 
 if TYPE_CHECKING:
     from attribkit.attribution import Attribution

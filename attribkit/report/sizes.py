@@ -24,10 +24,9 @@ _PER_PHOTOGRAPH_PIXEL = 0.7
 
 @dataclass(frozen=True)
 class Sizes:
-    """The longest sides, in pixels: of maps, of what the model was shown, and of the photograph."""
+    """The longest sides, in pixels: of maps and of what the model was shown, and of the photograph."""
 
     map: int
-    view: int
     photograph: int
 
     @classmethod
@@ -35,7 +34,7 @@ class Sizes:
         """Return the sizes for a page of so many images, each explained by so many methods."""
         images, methods = max(1, images), max(1, methods)
         maps = _side(min(CELL_BYTES, PAGE_BYTES / (images * methods)) / _BYTES_PER_PIXEL)
-        return cls(maps, maps, _side(_PHOTOGRAPH_BYTES / images / _PER_PHOTOGRAPH_PIXEL))
+        return cls(maps, _side(_PHOTOGRAPH_BYTES / images / _PER_PHOTOGRAPH_PIXEL))
 
 
 def _side(pixels: float) -> int:

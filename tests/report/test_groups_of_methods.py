@@ -12,7 +12,8 @@ import attribkit as ak
 from attribkit import plugins
 from attribkit.cli import main
 from attribkit.report import figures
-from attribkit.report.page import About, ImageSection, MethodSection, TopClass, render_page
+from attribkit.report.page import render_page
+from attribkit.report.parts import About, ImageSection, MethodSection, TopClass
 
 ABOUT = About("resnet18", "random", "attribkit explain cat.png")
 

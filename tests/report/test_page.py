@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from attribkit.report import figures
-from attribkit.report.page import About, Failure, ImageSection, MethodSection, PageWriter, TopClass, render_page
+from attribkit.report.page import PageWriter, render_page
+from attribkit.report.parts import About, Failure, ImageSection, MethodSection, TopClass
 from attribkit.report.sections import method_section, method_title
 from attribkit.report.sizes import Sizes
 
@@ -242,7 +243,7 @@ def test_one_image_and_four_methods_stay_below_two_megabytes_whatever_they_show(
         )
         for _ in range(4)
     )
-    view = figures.photograph(Image.fromarray(noise), longest=sizes.view)
+    view = figures.photograph(Image.fromarray(noise), longest=sizes.map)
     shown = ImageSection("n", "n.png", photograph, view, (900, 900), (), sections)
     assert 10**6 < len(render_page(ABOUT, [shown])) < 2 * 10**6
     assert max(sections[0].figures[0].picture.width, sections[0].figures[0].picture.height) >= 224

@@ -10,7 +10,8 @@ from PIL import Image
 
 from attribkit.report import figures
 from attribkit.report.levels import ranged
-from attribkit.report.page import About, Failure, ImageSection, MethodSection, TopClass, render_page
+from attribkit.report.page import render_page
+from attribkit.report.parts import About, Failure, ImageSection, MethodSection, TopClass
 from attribkit.report.sections import method_section
 
 COMMAND = "attribkit explain 'a folder' --method gradient,deconvnet --out \"$HOME\" # <b>&amp;"
@@ -229,9 +230,7 @@ def test_scales_are_what_they_say(visit):
 
 def expected(heat, scale, kind):
     if kind == "signed":
-        return np.asarray(ranged(np.clip(heat, -scale, scale), scale, figures.SIGNED_COLOURS).convert("RGBA")).astype(
-            int
-        )
+        return np.asarray(ranged(np.clip(heat, -scale, scale), scale, "signed").convert("RGBA")).astype(int)
     strength = np.clip(heat / scale, 0, 1)
     colours = figures.coloured(strength, figures.MAGNITUDE_COLOURS, start=figures.MAGNITUDE_START).convert("RGBA")
     wanted = np.asarray(colours).astype(int)

@@ -56,11 +56,8 @@ def photograph(inputs: Tensor, denormalize: Denormalize = None) -> npt.NDArray[n
 
 
 def projection(values: npt.NDArray[Any], limit: float | None = None) -> npt.NDArray[np.float64]:
-    """Return a projection [C, H, W] as an RGB picture [H, W, 3]: grey is zero, brighter positive, darker negative."""
-    shown = values if values.shape[0] == 3 else values.mean(axis=0, keepdims=True).repeat(3, axis=0)
-    limit = figures.robust_limit(shown) if limit is None else limit
-    picture: npt.NDArray[np.float64] = np.moveaxis(figures.scaled(shown, limit) * 0.5 + 0.5, 0, -1)
-    return picture
+    """Return a projection [C, H, W] as an RGB picture [H, W, 3] in 0…1: mid-grey is zero."""
+    return np.asarray(figures.around_grey(values, limit).convert("RGB")) / 255
 
 
 def slug(layer: str) -> str:
