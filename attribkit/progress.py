@@ -15,7 +15,7 @@ __all__ = ["Bars", "shown", "told", "track"]
 T = TypeVar("T")
 _local = threading.local()
 
-SECONDS = 0.1
+REDRAW_SECONDS = 0.1
 """Between two pictures of a bar in a notebook: each is a message to the browser."""
 
 
@@ -110,7 +110,7 @@ class NotebookBars:
 
     def _draw(self) -> None:
         now = time.monotonic()
-        if now - self._drawn < SECONDS:
+        if now - self._drawn < REDRAW_SECONDS:
             return
         from attribkit.report.notebook import progress_html
 

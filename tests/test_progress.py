@@ -31,7 +31,7 @@ def kernel(monkeypatch):
     shown = Display()
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.setitem(sys.modules, "IPython.display", shown)
-    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    monkeypatch.setattr(progress, "REDRAW_SECONDS", 0.0)
     return shown
 
 
@@ -90,7 +90,7 @@ def test_no_bar_without_a_loop(kernel):
 
 
 def test_bars_are_not_drawn_more_often_than_can_be_seen(kernel, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS", 3600.0)
+    monkeypatch.setattr(progress, "REDRAW_SECONDS", 3600.0)
     with progress.shown(True):
         assert len(list(progress.track(range(1000)))) == 1000
     assert len(kernel.states) == 2  # the first, and nothing at the end

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from attribkit.datasets.folder import folder_parts, open_folder
-from attribkit.datasets.idx import idx_parts, open_idx
+from attribkit.datasets.idx_folder import idx_parts, open_idx
 from attribkit.datasets.source import ImageSource, part_named
 from attribkit.datasets.torchvision_sets import open_torchvision, torchvision_parts
 from attribkit.errors import InputError
