@@ -62,6 +62,10 @@ class IncrementalWarning(UserWarning):
     """Incremental inference was asked for, or was under way, and the model was run in full instead."""
 
 
+class LoadingWarning(UserWarning):
+    """Processes that load images die again and again; the one that asked for them loads them itself."""
+
+
 class PluginWarning(UserWarning):
     """A plugin was skipped; ``attribkit plugins`` shows the reason."""
 

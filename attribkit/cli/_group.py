@@ -14,7 +14,15 @@ from typing import Any
 
 import click
 
-from attribkit.errors import AttribkitError, CoverageWarning, PluginError, PluginWarning, did_you_mean
+from attribkit.errors import (
+    AttribkitError,
+    CoverageWarning,
+    IncrementalWarning,
+    LoadingWarning,
+    PluginError,
+    PluginWarning,
+    did_you_mean,
+)
 
 DEBUG = "attribkit.debug"
 COMMAND_LINE = "attribkit.command_line"
@@ -223,7 +231,7 @@ def _show_warning(ctx: click.Context) -> Any:
     """Return a `warnings.showwarning` that writes attribkit's warnings in one line, others only with ``--debug``."""
 
     def show(message: Any, category: type[Warning], filename: str, lineno: int, *rest: Any, **kwargs: Any) -> None:
-        if issubclass(category, PluginWarning | CoverageWarning):
+        if issubclass(category, PluginWarning | CoverageWarning | IncrementalWarning | LoadingWarning):
             say_warning(" ".join(str(message).split()))
         elif ctx.meta.get(DEBUG):
             sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from attribkit.engine.state import same_generators
-from attribkit.errors import AttribkitError, ImageError
+from attribkit.errors import AttribkitError, ImageError, LoadingWarning
 from attribkit.registry import one_line
 from attribkit.runs.reading import Opener
 from attribkit.store.index import Batch
@@ -138,7 +139,8 @@ def load_batches(
     """Load batches in their order.
 
     Where a worker is killed, the images of its batch are loaded one by one, each by a process of its own, so that the
-    guilty one is found; then it goes on as before.
+    guilty one is found; then it goes on as before. Where that happens again and again and none is guilty, this process
+    loads the rest, and says so in a `LoadingWarning`.
 
     Parameters
     ----------
@@ -169,6 +171,13 @@ def load_batches(
             loaded = _one_by_one(images, waiting.popleft())
             deaths = 0 if _KILLED in loaded.errors.values() else deaths
             yield loaded
+    if workers:
+        warnings.warn(
+            f"the processes that load images were killed {DEATHS} times, by no one image (is there too little memory?):"
+            " images are loaded one after the other from here on, without them",
+            LoadingWarning,
+            stacklevel=2,
+        )
     for batch in chain(waiting, rest):
         with same_generators(torch.device("cpu")):
             loaded = images[batch]

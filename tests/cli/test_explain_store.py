@@ -116,6 +116,24 @@ def test_report_says_which_of_its_images_had_failed(run, pictures):
     assert others.stdout == "4 images drawn: out/report.html\n"
 
 
+@pytest.mark.filterwarnings("always::attribkit.errors.LoadingWarning")
+def test_that_no_process_loads_images_any_more_is_said_in_one_line(run, pictures, monkeypatch):
+    pictures(5)
+    from attribkit.runs import loading
+
+    def dies(*args):
+        raise loading._WorkerDied
+        yield
+
+    monkeypatch.setattr(loading, "_by_workers", dies)
+    monkeypatch.setattr(loading, "_one_by_one", lambda images, batch: images[batch])  # none of them is guilty
+    result = run("explain", "in", *ARGS[:-1], "1", "--workers", "1")
+    assert result.exit_code == 0, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("attribkit: warning: the processes that load images were killed 3 times, by no one image")
+    assert len(ak.open_store("out")) == 5
+
+
 def test_failures_are_not_said_without_end(run, pictures):
     pictures(30)
     for number in range(26):

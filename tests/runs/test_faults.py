@@ -14,7 +14,7 @@ from run_helpers import SIDE, five, loaded, picture, pictures, preprocess, reaso
 from traces import assert_same, state
 
 from attribkit.builtin.occlusion import Occlusion
-from attribkit.errors import InputError
+from attribkit.errors import InputError, LoadingWarning
 from attribkit.runs import Plan, loading, run
 from attribkit.runs.computing import is_out_of_memory
 from attribkit.store import StoreError, open_store
@@ -375,7 +375,8 @@ def test_where_no_worker_lives_long_the_run_goes_on_without(tmp_path, model, mon
         return dies()
 
     monkeypatch.setattr(loading, "_by_workers", only_single)
-    outcome, told = explain(source, tmp_path / "out", model, workers=1, batch_size=2)
+    with pytest.warns(LoadingWarning, match="killed 3 times, by no one image"):
+        outcome, told = explain(source, tmp_path / "out", model, workers=1, batch_size=2)
     assert (outcome.explained, told) == (8, [])
     assert len(singles) == 2 * loading.DEATHS
 
