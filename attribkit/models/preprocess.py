@@ -139,7 +139,9 @@ def timm_preprocess(
         what = f"input_size {size}, mean {mean}, std {std}"
         raise ModelError(f"the model's data config does not go together: {one_line(what)}")
     stated = given.get("mean") is not None and given.get("std") is not None
-    shown = [tuple(round(float(value), 6) for value in numbers) for numbers in (mean, std)]
+    shown = [", ".join(str(round(float(value), 6)) for value in numbers) for numbers in (mean, std)]
+    if size[0] > 1:
+        shown = [f"({numbers})" for numbers in shown]
     if not stated:
         origin = "timm's defaults, as the model states no mean and std"
     description = (

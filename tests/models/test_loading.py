@@ -276,6 +276,7 @@ def test_zfnet_by_timm() -> None:
 
 def test_zfnet_fashion_knows_fashion_mnist() -> None:
     loaded = load_model("zfnet-fashion")
+    assert loaded.preprocessing.endswith(", mean 0.28748, std 0.003922")
     assert loaded.weights == "shipped with attribkit"
     assert loaded.input_size == (1, 112, 112)
     assert loaded.labels == list(FASHION_LABELS)
