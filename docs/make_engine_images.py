@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "benchmarks"))
 
 from bench_tools import kept
-from picture_tools import BLUE, GREEN, GREY, ORANGE, RED, chart, efficientnet, numbers, photograph, view
+from picture_tools import BLUE, GREEN, GREY, ORANGE, RED, SIGNED, chart, efficientnet, numbers, photograph, view
 
 import attribkit as ak
 from attribkit.builtin.occlusion import starts
@@ -103,7 +103,7 @@ def rectifiers() -> None:
                 activation, x.reshape(-1, 1, 1, 1), method, lambda out: out.flatten() * signal.flatten()
             )
             image = axes.imshow(
-                found.values.reshape(side, side).numpy(), cmap="RdBu_r", vmin=-2, vmax=2, extent=(-2, 2, -2, 2)
+                found.values.reshape(side, side).numpy(), cmap=SIGNED, vmin=-2, vmax=2, extent=(-2, 2, -2, 2)
             )
             axes.set_title(f"{name}, {method}", fontsize=10)
             axes.set_xticks([-2, 0, 2])

@@ -10,23 +10,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
 import torch
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 import attribkit as ak
 from attribkit.attribution import write_atomically
 from attribkit.images import read_image, sample_image_path
+from attribkit.report import figures
+from attribkit.report.levels import palette, shrunk
+from attribkit.report.overlay import font_of
 
 HERE = Path(__file__).parent
 IMAGES = HERE / "images"
 #: A panel's side in pixels, the space between panels, and a caption line's height.
 SIDE, GAP, LINE = 176, 10, 17
-#: Colours that the colour-blind tell apart (Okabe and Ito).
-BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#8C8C8C", "#D55E00"
+#: Colours that the colour-blind tell apart.
+_, ORANGE, GREEN, _, _, RED, BLUE = figures.CLASS_COLOURS
+GREY = figures.OTHER_COLOUR
+#: The palette of signed maps, for matplotlib.
+SIGNED = ListedColormap(palette("signed") / 255)
 _MARKERS = "<!-- numbers: {} -->\n{}<!-- end -->"
 
 
@@ -39,46 +44,25 @@ class Panel:
     note: str = ""
 
 
-def font(size: int) -> Any:
-    """Return DejaVu Sans, which comes with matplotlib."""
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
-
-
-def shrunk(values: Tensor) -> np.ndarray:
-    """Return a map [..., H, W] as it is drawn: averaged down to the panel's side, before it is given colours."""
-    values = values.detach().double()
-    if values.shape[-1] > SIDE:
-        values = torch.nn.functional.interpolate(values.reshape(1, -1, *values.shape[-2:]), (SIDE, SIDE), mode="area")[
-            0
-        ]
-    return values.numpy()
-
-
-def limit(values: np.ndarray) -> float:
-    """Return where colours saturate: the 99.5th percentile of the absolute values that are not zero."""
-    found = np.abs(values[values != 0])
-    return float(np.percentile(found, 99.5)) if found.size else 1.0
+def opened(picture: figures.Picture) -> Image.Image:
+    """Decode what the product draws."""
+    return Image.open(io.BytesIO(picture.data)).convert("RGB")
 
 
 def signed(heat: Tensor) -> Image.Image:
-    """Draw a map [H, W]: red positive, blue negative, white zero."""
-    values = shrunk(heat).reshape(-1, min(SIDE, heat.shape[-1]))
-    scaled = np.clip(values / limit(values), -1, 1) / 2 + 0.5
-    return Image.fromarray((matplotlib.colormaps["RdBu_r"](scaled)[..., :3] * 255).round().astype(np.uint8))
+    """Draw a map [H, W]: red positive, blue negative, nearly white zero."""
+    return opened(figures.signed_map(heat.detach()[None].numpy(), SIDE))
 
 
 def heat(values: Tensor) -> Image.Image:
     """Draw a map [H, W] that is nowhere negative: black zero, bright large."""
-    found = shrunk(values).reshape(-1, min(SIDE, values.shape[-1]))
-    scaled = np.clip(found / limit(found), 0, 1)
-    return Image.fromarray((matplotlib.colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8))
+    found = shrunk(values.detach().double().numpy(), SIDE)
+    return figures.coloured(figures.scaled(found, figures.robust_limit(found)), figures.MAGNITUDE_COLOURS)
 
 
 def colours(values: Tensor) -> Image.Image:
     """Draw a map [3, H, W] as colours around mid-grey, which is zero."""
-    found = shrunk(values)
-    scaled = np.clip(found / limit(found), -1, 1) / 2 + 0.5
-    return Image.fromarray((scaled.transpose(1, 2, 0) * 255).round().astype(np.uint8))
+    return opened(figures.reconstruction(values.detach().numpy(), SIDE))
 
 
 def strip(rows: Sequence[Sequence[Panel]], name: str, most: int = 300_000) -> None:
@@ -94,10 +78,10 @@ def strip(rows: Sequence[Sequence[Panel]], name: str, most: int = 300_000) -> No
             how = Image.Resampling.NEAREST if larger else Image.Resampling.BOX
             canvas.paste(panel.image.convert("RGB").resize((SIDE, SIDE), how), (left, top))
             draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline="#dddddd")
-            draw.text((left, top + SIDE + 2), panel.title, fill="#111111", font=font(12))
-            draw.text((left, top + SIDE + 2 + LINE), panel.note, fill="#555555", font=font(11))
+            draw.text((left, top + SIDE + 2), panel.title, fill="#111111", font=font_of(12))
+            draw.text((left, top + SIDE + 2 + LINE), panel.note, fill="#555555", font=font_of(11))
             for text, size in ((panel.title, 12), (panel.note, 11)):
-                if draw.textlength(text, font=font(size)) > SIDE + GAP:
+                if draw.textlength(text, font=font_of(size)) > SIDE + GAP:
                     raise ValueError(f"{name}: {text!r} is wider than its panel")
     for count in (256, 128, 64):
         buffer = io.BytesIO()
@@ -148,8 +132,7 @@ def photograph() -> Tensor:
 
 def view() -> Image.Image:
     """Return the photograph as the model sees it."""
-    pixels = efficientnet().denormalize(photograph())[0].clamp(0, 1)
-    return Image.fromarray((pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
+    return figures.model_view(efficientnet().denormalize(photograph())[0].numpy())
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:

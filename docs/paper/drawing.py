@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import nn
 
 import attribkit as ak
+from attribkit.report.levels import palette
 
 SWITCH = "#D55E00"
 
@@ -52,10 +54,11 @@ def layer() -> Figure:
     ]
     down = [("reconstruction\n(transposed filter)", back), ("rectified\n(relu)", unpooled.clamp(min=0))]
     down += [("unpooled\n(through the switches)", unpooled), ("one activation,\nall others zero", start)]
+    signed = ListedColormap(palette("signed") / 255)
     limit = float(torch.cat([v.flatten() for _, v in (*up, *down)]).abs().max())
     for row, cells in enumerate((up, down)):
         for axes, (title, values) in zip(grid[row], cells, strict=True):
-            axes.imshow(values[0, 0].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axes.imshow(values[0, 0].numpy(), cmap=signed, vmin=-limit, vmax=limit)
             if row == 0:
                 axes.set_title(title, fontsize=10)
             else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
+from attribkit.report.figures import signed_map
 from attribkit_quantus.results import CONTROL, Evaluation
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
@@ -72,14 +72,13 @@ def style(index: int) -> dict[str, Any]:
 
 def signed(heat: npt.NDArray[Any]) -> str:
     """Return a signed map, red for and blue against, as a data URI."""
-    limit = float(np.nanquantile(np.abs(heat), 0.995)) or 1.0
-    return picture(np.clip(heat, -limit, limit), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    return uri(signed_map(heat[None]).data)
 
 
-def picture(pixels: npt.NDArray[Any], **options: Any) -> str:
-    """Return an array as a picture, a data URI."""
+def picture(pixels: npt.NDArray[Any]) -> str:
+    """Return an RGB array as a picture, a data URI."""
     buffer = io.BytesIO()
-    imsave(buffer, pixels, format="png", **options)
+    imsave(buffer, pixels, format="png")
     return uri(buffer.getvalue())
 
 
@@ -90,6 +89,6 @@ def png(figure: Figure) -> str:
     return uri(buffer.getvalue())
 
 
-def uri(data: bytes | Sequence[int]) -> str:
+def uri(data: bytes) -> str:
     """Return PNG bytes as a data URI."""
-    return f"data:image/png;base64,{base64.b64encode(bytes(data)).decode('ascii')}"
+    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
