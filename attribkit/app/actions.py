@@ -1,6 +1,8 @@
 """What the page's controls do. Each action yields changes of the page, by the names of its parts.
 
-A value is the part's new content, or a `Field` for a control. Nothing here knows gradio.
+A value is the part's new content, or a `Field` for a control. The page gets all changes of an action at once. What
+takes longer is left to `computed`, which is done next: it changes no control, and the page gets each of its changes as
+it is made. Nothing here knows gradio.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 from attribkit.app import pages
 from attribkit.app.changes import Changes, Field, link
 from attribkit.app.jobs import Job
-from attribkit.app.results import occluded, occlusion_shown, saving_shown, stop, take_away
+from attribkit.app.results import occlude, occluded, occlusion_shown, stop, take_away
 from attribkit.app.session import Session, Superseded
 from attribkit.app.subject import Found
 from attribkit.app.view import Display
@@ -36,7 +38,13 @@ def opened(session: Session, query: Mapping[str, str]) -> Changes:
         "percentile": Field(display.percentile),
         "tab": Field(view.tab),
     }
-    yield from _tab(session)
+    yield _tab(session)
+
+
+def loading(session: Session, model: str | None, weights: str | None) -> Changes:
+    """Say that another model is loaded, as `model_chosen` does next."""
+    if (model, weights or "") != (session.view.model, session.view.weights):
+        yield {"notice": pages.notice(notes=[f"Loading {model} …"])}
 
 
 def model_chosen(session: Session, model: str | None, weights: str | None) -> Changes:
@@ -44,7 +52,6 @@ def model_chosen(session: Session, model: str | None, weights: str | None) -> Ch
     before = (session.view.model, session.view.weights)
     if (model, weights or "") == before:
         return
-    yield {"notice": pages.notice(notes=[f"Loading {model} …"])}
     try:
         session.choose_model(model or "", weights or "")
     except Superseded:
@@ -53,7 +60,7 @@ def model_chosen(session: Session, model: str | None, weights: str | None) -> Ch
         yield {"model": Field(before[0]), "weights": Field(before[1])}
         raise
     yield {**_subject(session), "samples": pages.samples(session)}
-    yield from _tab(session)
+    yield _tab(session)
 
 
 def picked(session: Session, kind: str, value: str, order: float = 0.0) -> Changes:
@@ -69,7 +76,7 @@ def picked(session: Session, kind: str, value: str, order: float = 0.0) -> Chang
     elif kind == "sample":
         session.choose_sample(value)
         yield {**_subject(session), "samples": pages.samples(session)}
-        yield from _tab(session)
+        yield _tab(session)
 
 
 def uploaded(session: Session, path: str | None) -> Changes:
@@ -82,7 +89,7 @@ def uploaded(session: Session, path: str | None) -> Changes:
         yield {"upload": Field(clear=True)}
         raise
     yield {"upload": Field(clear=True), **_subject(session), "samples": pages.samples(session)}
-    yield from _tab(session)
+    yield _tab(session)
 
 
 def class_chosen(session: Session, index: int | None) -> Changes:
@@ -94,14 +101,14 @@ def class_chosen(session: Session, index: int | None) -> Changes:
         "target": Field(session.target),
         **link(session),
     }
-    yield from _tab(session)
+    yield _tab(session)
 
 
 def methods_chosen(session: Session, names: Sequence[str]) -> Changes:
     """Show other methods' maps."""
     session.choose_methods(names)
     yield {"notice": "", **link(session)}
-    yield from _tab(session)
+    yield _tab(session)
 
 
 def tab_chosen(session: Session, tab: str) -> Changes:
@@ -110,7 +117,7 @@ def tab_chosen(session: Session, tab: str) -> Changes:
         return
     session.change(tab=tab)
     yield {**link(session)}
-    yield from _tab(session)
+    yield _tab(session)
 
 
 def layer_chosen(session: Session, layer: str | None) -> Changes:
@@ -124,7 +131,7 @@ def layer_chosen(session: Session, layer: str | None) -> Changes:
         yield {"layer": Field(before)}
         raise
     yield {"notice": "", **link(session)}
-    yield from _units(session)
+    yield _tab(session)
 
 
 def channel_chosen(session: Session, channel: float | None) -> Changes:
@@ -137,7 +144,7 @@ def channel_chosen(session: Session, channel: float | None) -> Changes:
         yield {"channel": Field(session.channel)}
         raise
     yield {"notice": "", **link(session)}
-    yield from _units(session)
+    yield _tab(session)
 
 
 def projector_chosen(session: Session, name: str) -> Changes:
@@ -145,12 +152,13 @@ def projector_chosen(session: Session, name: str) -> Changes:
     before = session.view.projector
     session.change(projector=name)
     try:
-        yield from _units(session)
+        session.unit()  # says what is wrong with it
     except Exception:
         session.change(projector=before)
         yield {"projector": Field(before)}
         raise
     yield {"notice": "", **link(session)}
+    yield _tab(session)
 
 
 def displayed(session: Session, opacity: float, sign: str, percentile: float) -> Changes:
@@ -166,7 +174,9 @@ def displayed(session: Session, opacity: float, sign: str, percentile: float) ->
     elif tab == "units":
         redrawn["unit"] = pages.unit(session)
     elif tab == "occlusion":
-        redrawn["occlusion"] = pages.occlusion(session, occluded(session))
+        found = occluded(session)
+        if found is not None:
+            redrawn["occlusion"] = pages.occlusion(session, found)
     else:
         redrawn |= take_away(session)
     yield redrawn
@@ -193,16 +203,30 @@ def _subject(session: Session, notes: Sequence[str] = ()) -> dict[str, Any]:
         "target": Field(session.target, choices=labels, clear=True),
         "layer": Field(session.layer, choices=layers),
         **link(session),
-        "run": Field(visible=True),
-        "stop": Field(visible=False),
     }
 
 
-def _tab(session: Session) -> Changes:
-    """Compute and show what the part of the page that is open needs."""
-    return {"maps": _maps, "units": _units, "occlusion": occlusion_shown, "save": saving_shown}[session.view.tab](
-        session
-    )
+def _tab(session: Session) -> dict[str, Any]:
+    """Return what the part of the page that is open shows at once; the rest is left to `computed`."""
+    tab = session.view.tab
+    session.begin(tab)  # what was asked before is no longer shown
+    session.stopped = False
+    if tab == "units":
+        return {
+            "feature_maps": pages.feature_maps(session),
+            "layer": Field(session.layer),
+            "channel": Field(session.channel),
+        }
+    if tab == "occlusion":
+        return occlusion_shown(session)
+    return take_away(session) if tab == "save" else {}
+
+
+def computed(session: Session) -> Changes:
+    """Compute what the part of the page that is open needs, and show how far it has come."""
+    compute = {"maps": _maps, "units": _unit, "occlusion": occlude}.get(session.view.tab)
+    if compute is not None and session.subject is not None:
+        yield from compute(session)
 
 
 def _maps(session: Session) -> Changes:
@@ -228,13 +252,8 @@ def _maps(session: Session) -> Changes:
         yield {"maps": pages.maps(session)}
 
 
-def _units(session: Session) -> Changes:
+def _unit(session: Session) -> Changes:
     turns = session.begin("units")
-    yield {
-        "feature_maps": pages.feature_maps(session),
-        "layer": Field(session.layer),
-        "channel": Field(session.channel),
-    }
     drawn = pages.unit(session)
     if session.current(turns, "units"):
         yield {"unit": drawn}

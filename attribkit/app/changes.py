@@ -19,7 +19,6 @@ class Field:
 
     value: Any = None
     choices: Sequence[Any] | None = None
-    visible: bool | None = None
     clear: bool = False
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from attribkit.app import pages, saving
 from attribkit.app.changes import Changes, Field, link
-from attribkit.app.jobs import Job, Stopped
+from attribkit.app.jobs import Job, Step, Stopped
 from attribkit.app.session import Session
 from attribkit.app.subject import Found
 from attribkit.errors import InputError
@@ -16,45 +16,55 @@ from attribkit.errors import InputError
 _numbers = itertools.count(1)
 
 
-def occlude(session: Session, window: float | None, stride: float | None) -> Changes:
-    """Occlude the picture, and say how far it has come."""
+def occlusion_asked(session: Session, window: float | None, stride: float | None) -> Changes:
+    """Take over how the picture is to be occluded, which `occlude` does next."""
     session.change(window=int(window) if window else None, stride=int(stride) if stride else None)
-    subject, target = session.subject, session.target
-    if subject is None or target is None:
+    if session.target is None:
         raise InputError("the model gives no class scores: there is nothing to occlude")
+    session.begin("occlusion")
+    stop(session)
+    session.stopped = False
+    yield {"notice": "", **link(session), **occlusion_shown(session)}
+
+
+def occlude(session: Session) -> Changes:
+    """Occlude the picture if that was not done before, and show how far it has come.
+
+    The page has its buttons, Start or Stop, by whether it shows that.
+    """
+    subject, target = session.subject, session.target
     turns = session.begin("occlusion")
     stop(session)
-    options = session.view.occlusion_options
-    job: Job[Found] = Job(partial(subject.attribution, "occlusion", target, options))
+    found = occluded(session)
+    if subject is None or target is None or session.stopped or found is not None:
+        yield {"occlusion": pages.occlusion(session, found)}
+        return
+    job: Job[Found] = Job(partial(subject.attribution, "occlusion", target, session.view.occlusion_options))
     session.job = job
-    running = {"run": Field(visible=False), "stop": Field(visible=True)}
-    yield {"notice": "", **link(session), "occlusion": pages.progress(job.step()), **running}
     for step in job.steps():
         if not session.current(turns, "occlusion"):
             return
         yield {"occlusion": pages.progress(step)}
-    ended = {"run": Field(visible=True), "stop": Field(visible=False)}
     try:
-        yield {"occlusion": pages.occlusion(session, job.result()), **ended}
+        yield {"occlusion": pages.occlusion(session, job.result())}
     except Stopped:
-        yield {"occlusion": pages.occlusion(session, occluded(session)), **ended}
-        yield {"notice": pages.notice(notes=["The occlusion was stopped."])}
+        stopped = pages.notice(notes=["The occlusion was stopped."])
+        yield {"occlusion": pages.occlusion(session, occluded(session)), "notice": stopped}
     except Exception:
-        yield {"occlusion": pages.occlusion(session, None), **ended}
+        yield {"occlusion": pages.occlusion(session, None)}
         raise
-
-
-def occlusion_wanted(session: Session) -> Changes:
-    """Occlude the picture if that is what is looked at, and it was not done before."""
-    view = session.view
-    if view.tab == "occlusion" and session.target is not None and occluded(session) is None:
-        yield from occlude(session, view.window, view.stride)
 
 
 def stop(session: Session) -> None:
     """Stop the occlusion under way, if there is one."""
     if session.job is not None:
         session.job.stop()
+
+
+def stopped(session: Session) -> None:
+    """Stop the occlusion under way until it is asked for again."""
+    session.stopped = True
+    stop(session)
 
 
 def item_chosen(session: Session, key: str | None) -> Changes:
@@ -74,14 +84,11 @@ def saved(session: Session, key: str | None, what: str) -> Changes:
     yield {"notice": "", "parcel": pages.parcel(*file, number=next(_numbers))}
 
 
-def occlusion_shown(session: Session) -> Changes:
-    """Show the occlusion, if it was computed."""
-    yield {"occlusion": pages.occlusion(session, occluded(session))}
-
-
-def saving_shown(session: Session) -> Changes:
-    """Show what can be taken away."""
-    yield take_away(session)
+def occlusion_shown(session: Session) -> dict[str, Any]:
+    """Return the occlusion, or that it is going to be computed."""
+    found = occluded(session)
+    wanted = found is None and session.target is not None
+    return {"occlusion": pages.progress(Step(0, 0, 0.0)) if wanted else pages.occlusion(session, found)}
 
 
 def take_away(session: Session) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class Session:
         The occlusion under way, or None.
     item
         What is chosen to be taken away.
+    stopped
+        Whether the occlusion was stopped by hand, and not asked for again.
     """
 
     def __init__(self, shelf: Shelf, mined: Mined | None = None) -> None:
@@ -49,6 +51,7 @@ class Session:
         self.subject: Subject | None = None
         self.job: Job[Found] | None = None
         self.item: str | None = None
+        self.stopped = False
         self._upload: Picture | None = None
         self._lock = threading.RLock()
         self._turns: dict[str, int] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,9 +20,6 @@ from attribkit.report.sections import method_title
 Action = Callable[..., Changes]
 
 FORGOTTEN = "The server has forgotten this page, as after a restart: reload it, and its address restores the view."
-
-GAP = 0.15
-"""Seconds between two changes of the page by one action."""
 
 TOGETHER = 4
 """How many users' computations run at the same time; others wait for their turn."""
@@ -143,7 +139,7 @@ class Page:
                     min_width=150,
                 )
             self.parts["run"] = gr.Button("Start", variant="primary", elem_id="run", min_width=110)
-            self.parts["stop"] = gr.Button("Stop", variant="stop", visible=False, elem_id="stop", min_width=110)
+            self.parts["stop"] = gr.Button("Stop", variant="stop", elem_id="stop", min_width=110)
         self._html("occlusion", asset="hover.js")
 
     def _save(self) -> None:
@@ -175,99 +171,104 @@ class Page:
     # -- what it does --------------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        part = self.parts
+        part, compute = self.parts, self._streamed(actions.computed)
 
-        def on(listener: Any, action: Action, *inputs: str, then: bool = False, **more: Any) -> None:
+        def then_compute(event: Any) -> None:
+            event.then(compute, self.session, [*part.values()], **_QUIET, **_COMPUTING)
+
+        def on(listener: Any, action: Action, *inputs: str, then: bool = True, **more: Any) -> Any:
             given = [self.session, *(part[name] for name in inputs)]
-            done = listener(self._handler(action), given, [*part.values()], **{**_QUIET, **more})
+            done = listener(self._at_once(action), given, [*part.values()], **{**_QUIET, **more})
             if then:
-                self._then_occlude(done)
+                then_compute(done)
+            return done
 
-        def picked(session: Session | None, event: gr.EventData) -> Iterator[Any]:
+        def opened(session: Session | None, request: gr.Request) -> dict[Any, Any]:
+            return self._at_once(actions.opened)(session, dict(request.query_params))
+
+        def picked(session: Session | None, event: gr.EventData) -> dict[Any, Any]:
             data: Any = event
-            yield from self._handler(actions.picked)(session, str(data.kind), str(data.value), float(data.order))
+            return self._at_once(actions.picked)(session, str(data.kind), str(data.value), float(data.order))
 
-        self._then_occlude(self.blocks.load(self._opened, None, [self.session, *part.values()], **_QUIET))
+        begun = self.blocks.load(lambda: Session(self.shelf, self.mined), None, self.session, **_QUIET)
+        then_compute(begun.then(opened, self.session, [*part.values()], **_QUIET))
         for name in ("answer", "samples", "feature_maps"):
-            self._then_occlude(part[name].pick(picked, self.session, [*part.values()], **_QUIET))
-        on(part["model"].input, actions.model_chosen, "model", "weights", then=True)
-        on(part["weights"].input, actions.model_chosen, "model", "weights", then=True)
-        on(part["upload"].upload, actions.uploaded, "upload", then=True)
-        on(part["target"].input, actions.class_chosen, "target", then=True)
+            then_compute(part[name].pick(picked, self.session, [*part.values()], **_QUIET))
+        for name in ("model", "weights"):
+            said = on(part[name].input, actions.loading, "model", "weights", then=False)
+            on(said.then, actions.model_chosen, "model", "weights")
+        on(part["upload"].upload, actions.uploaded, "upload")
+        on(part["target"].input, actions.class_chosen, "target")
         on(part["methods"].input, actions.methods_chosen, "methods")
         on(part["layer"].input, actions.layer_chosen, "layer")
         on(part["channel"].input, actions.channel_chosen, "channel")
         on(part["projector"].input, actions.projector_chosen, "projector")
         for name in ("opacity", "sign", "percentile"):
-            on(part[name].input, actions.displayed, "opacity", "sign", "percentile", **_LAST)
-        on(part["run"].click, results.occlude, "window", "stride", **_OCCLUDING)
+            on(part[name].input, actions.displayed, "opacity", "sign", "percentile", then=False, **_LAST)
+        on(part["run"].click, results.occlusion_asked, "window", "stride")
         part["stop"].click(self._stop, self.session, None, queue=False, **_QUIET)
-        on(part["item"].input, results.item_chosen, "item")
+        on(part["item"].input, results.item_chosen, "item", then=False)
         for what, button in self.buttons.items():
-            on(button.click, lambda session, key, what=what: results.saved(session, key, what), "item")
+            on(button.click, lambda session, key, what=what: results.saved(session, key, what), "item", then=False)
         for tab, element in self.tabs.items():
-            on(element.select, lambda session, tab=tab: actions.tab_chosen(session, tab), then=True)
+            on(element.select, lambda session, tab=tab: actions.tab_chosen(session, tab))
 
-    def _then_occlude(self, event: Any) -> None:
-        action = self._handler(results.occlusion_wanted)
-        event.then(action, self.session, [*self.parts.values()], **_QUIET, **_OCCLUDING)
+    # gradio sends of each change but the first what is new in it, and the page edits with that the change before, drawn
+    # or not: what a control was to become is lost in between, while the text of an HTML part is not. So an action's
+    # changes are sent as one, and what follows, change by change, is of HTML parts alone.
 
-    def _opened(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
-        session = Session(self.shelf, self.mined)
-        yield {self.session: session}
-        yield from self._handler(actions.opened)(session, dict(request.query_params))
+    def _at_once(self, action: Action) -> Callable[..., dict[Any, Any]]:
+        """Return an action as gradio calls it: all of its changes are one."""
 
-    def _handler(self, action: Action) -> Callable[..., Iterator[dict[Any, Any]]]:
-        """Return an action as gradio calls it; an error becomes a message in the page."""
-
-        def changes(session: Session | None, *values: Any) -> Iterator[dict[Any, Any]]:
-            if session is None:
-                yield {self.parts["notice"]: pages.notice(errors=[FORGOTTEN])}
-                return
-            turns, changed = session.begin("page"), False
-            try:
-                for part in action(session, *values):
-                    changed = True
-                    yield {self.parts[name]: _update(name, value) for name, value in part.items()}
-            except Superseded:
-                pass  # what was asked instead is shown
-            except Exception as error:
-                if self.debug:
-                    traceback.print_exception(error)
-                changed = True
-                yield {self.parts["notice"]: pages.notice(errors=[describe(error)])}
-            # gradio sends the last of these again when it has ended: nothing, where a later action has changed the page
-            if not changed or not session.current(turns, "page"):
-                yield {self.parts["parcel"]: gr.skip()}
-
-        def handle(session: Session | None, *values: Any) -> Iterator[dict[Any, Any]]:
-            yield from _paced(changes(session, *values))
+        def handle(session: Session | None, *values: Any) -> dict[Any, Any]:
+            found: dict[str, Any] = {}
+            if session is not None:
+                session.begin("page")
+            for part in self._changes(action, session, *values):
+                found |= part
+            changes = {self.parts[name]: _update(name, value) for name, value in found.items()}
+            return changes or {self.parts["parcel"]: gr.skip()}
 
         return handle
+
+    def _streamed(self, action: Action) -> Callable[..., Iterator[dict[Any, Any]]]:
+        """Return an action as gradio calls it: each of its changes is drawn by itself."""
+
+        def handle(session: Session | None) -> Iterator[dict[Any, Any]]:
+            turns, changed = session.begin("page") if session is not None else {}, False
+            for part in self._changes(action, session):
+                changed = True
+                yield {self.parts[name]: value for name, value in part.items()}
+            # gradio sends the last of these again when it has ended: nothing, where a later action has changed the page
+            if not changed or session is None or not session.current(turns, "page"):
+                yield {self.parts["parcel"]: gr.skip()}
+
+        return handle
+
+    def _changes(self, action: Action, session: Session | None, *values: Any) -> Changes:
+        """Yield what an action changes; an error becomes a message in the page."""
+        if session is None:
+            yield {"notice": pages.notice(errors=[FORGOTTEN])}
+            return
+        try:
+            yield from action(session, *values)
+        except Superseded:
+            pass  # what was asked instead is shown
+        except Exception as error:
+            if self.debug:
+                traceback.print_exception(error)
+            yield {"notice": pages.notice(errors=[describe(error)])}
 
     @staticmethod
     def _stop(session: Session | None) -> None:
         if session is not None:
-            results.stop(session)
+            results.stopped(session)
 
 
 # by default a click is lost while what the one before asked is still computed
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
 _LAST: dict[str, Any] = {"trigger_mode": "always_last"}
-_OCCLUDING: dict[str, Any] = {"concurrency_id": "occlusion", "concurrency_limit": TOGETHER}
-
-
-def _paced(changes: Iterator[dict[Any, Any]]) -> Iterator[dict[Any, Any]]:
-    """Give out changes no sooner after each other than the page can draw them.
-
-    gradio sends what is new in each, and the page edits with it the last one that came, drawn or not: what a control
-    was to become is lost where the next change, which leaves it alone, comes before that.
-    """
-    last = 0.0
-    for change in changes:
-        time.sleep(max(0.0, last + GAP - time.monotonic()))
-        yield change
-        last = time.monotonic()
+_COMPUTING: dict[str, Any] = {"concurrency_id": "computing", "concurrency_limit": TOGETHER}
 
 
 def _update(name: str, value: Any) -> Any:
@@ -280,6 +281,4 @@ def _update(name: str, value: Any) -> Any:
         changes["value"] = value.value
     if value.choices is not None:
         changes["choices"] = list(value.choices)
-    if value.visible is not None:
-        changes["visible"] = value.visible
     return gr.update(**changes)

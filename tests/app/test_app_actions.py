@@ -13,11 +13,12 @@ from torch import nn
 
 import attribkit
 from attribkit.app import actions, pages, results, saving
+from attribkit.app.changes import Field
 from attribkit.app.kept import Kept
 from attribkit.app.session import Session, Superseded
 from attribkit.app.shelf import Shelf, Shown
 from attribkit.app.top import Mined
-from attribkit.app.view import UPLOADED
+from attribkit.app.view import TABS, UPLOADED
 from attribkit.errors import AttribkitError, InputError, MethodError
 from attribkit.models.loading import LoadedModel
 
@@ -46,9 +47,14 @@ def after(changes):
     return found
 
 
+def seen(session, changes):
+    """Return what the page shows in the end: of an action, and of what is computed then."""
+    return after(changes) | after(actions.computed(session))
+
+
 def test_the_first_page_shows_a_picture_that_the_model_knows(shelf):
     session = Session(Shelf(["zfnet-fashion"]))
-    shown = after(actions.opened(session, {}))
+    shown = seen(session, actions.opened(session, {}))
     assert session.view.picture == "fashion-0"
     assert "Ankle boot" in shown["answer"]
     assert shown["maps"].count("ak-done") == 4
@@ -88,10 +94,10 @@ def test_what_fails_leaves_everything_as_it_was(session, tmp_path):
 
 def test_a_wrong_model_is_said_and_the_choice_goes_back(session):
     changes = actions.model_chosen(session, "timm/resnet81", "")
-    seen = []
+    made = []
     with pytest.raises(AttribkitError, match="unknown model 'timm/resnet81'"):
-        seen.extend(changes)
-    assert seen[-1]["model"].value == "zfnet-fashion"
+        made.extend(changes)
+    assert made[-1]["model"].value == "zfnet-fashion"
 
 
 def test_a_link_of_an_uploaded_picture_says_what_it_lacks_and_waits_for_it(shelf, tmp_path):
@@ -120,12 +126,12 @@ def test_a_link_that_asks_for_too_much_shows_what_it_can(shelf):
 
 
 def test_display_draws_again_and_computes_nothing(session, monkeypatch):
-    after(actions.opened(session, FASHION))
+    seen(session, actions.opened(session, FASHION))
     monkeypatch.setattr(attribkit, "attribute", lambda *_, **__: pytest.fail("it was computed again"))
-    seen = set()
+    drawn = set()
     for opacity, sign, percentile in ((0.85, "signed", 99.5), (0.3, "signed", 99.5), (0.3, "positive", 90.0)):
-        seen.add(after(actions.displayed(session, opacity, sign, percentile))["maps"])
-    assert len(seen) == 3
+        drawn.add(after(actions.displayed(session, opacity, sign, percentile))["maps"])
+    assert len(drawn) == 3
     assert not after(actions.displayed(session, 0.3, "positive", 90.0))
     with pytest.raises(InputError, match="opacity"):
         after(actions.displayed(session, 2, "positive", 90.0))
@@ -141,17 +147,17 @@ def test_a_method_that_fails_costs_its_own_map_alone(session, monkeypatch):
 
     monkeypatch.setattr(attribkit, "attribute", broken)
     session.choose_methods(["gradient", "deconvnet"])
-    drawn = after(actions.class_chosen(session, 3))["maps"]
+    drawn = seen(session, actions.class_chosen(session, 3))["maps"]
     assert "&lt;b&gt;it broke&lt;/b&gt;" in drawn
     assert drawn.count("ak-done") == 1
 
 
 def test_what_is_no_longer_asked_is_not_shown(session):
     session.choose_methods(["gradient", "guided_backprop"])
-    first = actions.class_chosen(session, 3)
-    for _ in range(2):
-        next(first)
-    second = after(actions.class_chosen(session, 4))
+    after(actions.class_chosen(session, 3))
+    first = actions.computed(session)
+    assert "ak-working" in next(first)["maps"]
+    second = seen(session, actions.class_chosen(session, 4))
     assert [change for change in first if "maps" in change] == []
     assert "Dress" not in second["maps"]
 
@@ -191,8 +197,7 @@ def test_two_sessions_at_once_see_their_own(shelf):
 
 def test_units_show_the_projection_its_field_and_the_top_patches(shelf, folders):
     session = Session(shelf, Mined(folders["features"]))
-    session.open({**FASHION, "tab": "units", "layer": "relu5", "channel": "1"})
-    shown = after(actions._units(session))
+    shown = seen(session, actions.opened(session, {**FASHION, "tab": "units", "layer": "relu5", "channel": "1"}))
     assert shown["channel"].value == 1
     assert "Receptive field: rows" in shown["unit"]
     assert shown["unit"].count("Patch of image") == 9
@@ -238,25 +243,43 @@ def test_tokens_and_maps_can_be_looked_at_layer_by_layer(shelf, model):
         pages.unit(session)
 
 
-def test_occlusion_reports_its_steps_and_can_be_stopped(session):
+def test_occlusion_reports_its_steps_and_can_be_stopped(session, monkeypatch):
     session.change(tab="occlusion")
-    changes = results.occlude(session, 8, 1)
+    assert "<progress" in after(results.occlusion_asked(session, 8, 1))["occlusion"]
     texts = []
-    for change in changes:
-        texts.append(change.get("occlusion", ""))
+    for change in actions.computed(session):
+        texts.append(change["occlusion"])
         if "steps" in texts[-1]:
-            results.stop(session)
+            results.stopped(session)
     assert any("<progress" in text for text in texts)
-    assert "Nothing computed yet" in "".join(texts[-2:])
-    shown = after(results.occlude(session, 28, None))
+    assert "Nothing computed yet" in texts[-1]
+    assert "was stopped" in change["notice"]
+    assert "Nothing computed yet" in after(actions.computed(session))["occlusion"]  # until it is asked for again
+    shown = seen(session, results.occlusion_asked(session, 28, None))
     data = json.loads(re.search(r'data-windows="([^"]*)"', shown["occlusion"])[1].replace("&#34;", '"'))
     result = attribkit.attribute(
         session.shown.loaded.model, session.subject.inputs, "occlusion", target=session.target, window=28
     )
     assert np.allclose(data["scores"], result.extras["score_map"][0].numpy(), rtol=1e-4)
-    assert after(results.occlusion_wanted(session)) == {}  # it is there already
+    monkeypatch.setattr(attribkit, "attribute", lambda *_, **__: pytest.fail("it was computed again"))
+    assert after(actions.computed(session))["occlusion"] == shown["occlusion"]
     with pytest.raises(InputError, match="window must be between"):
-        after(results.occlude(session, 2, None))
+        after(results.occlusion_asked(session, 2, None))
+
+
+def test_an_occlusion_that_is_stopped_before_it_began_is_not_done(session):
+    session.change(tab="occlusion")
+    after(results.occlusion_asked(session, 28, None))
+    results.stopped(session)
+    assert "Nothing computed yet" in after(actions.computed(session))["occlusion"]
+    assert "data-windows" in seen(session, actions.class_chosen(session, 3))["occlusion"]
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_what_is_computed_changes_no_control(session, tab):
+    shown = after(actions.opened(session, {**FASHION, "tab": tab, "window": "28"}))
+    assert isinstance(shown["target"], Field)
+    assert all(isinstance(content, str) for change in actions.computed(session) for content in change.values())
 
 
 @pytest.mark.parametrize("key", ["deconvnet", "occlusion", "unit"])
@@ -307,7 +330,7 @@ def test_names_from_outside_are_text_in_the_page(session, tmp_path):
     session.subject.kept = Kept(8)
     session.subject.__dict__.pop("answer", None)
     written = [pages.answer(session), pages.facts(session), pages.unit(session), pages.link(session)]
-    written += [after(actions._maps(session))["maps"], after(results.occlude(session, None, None))["occlusion"]]
+    written += [after(actions._maps(session))["maps"], after(results.occlude(session))["occlusion"]]
     written += [pages.code(saving.code(session, saving.items(session)[0])), pages.notice(["<script>"], ["<script>"])]
     text = "".join(written)
     for wrong in ("<script", "<img src=x", "<b>model", "<i>w", "<u>"):
@@ -330,12 +353,11 @@ def test_a_model_without_class_scores_shows_its_features(monkeypatch):
     )
     monkeypatch.setattr("attribkit.models.loading.load_model", lambda *_, **__: loaded)
     session = Session(Shelf(["dense"]))
-    shown = after(actions.opened(session, {}))
+    shown = seen(session, actions.opened(session, {}))
     assert "No class scores" in shown["answer"]
     assert "no class to explain" in shown["maps"]
-    assert after(actions.tab_chosen(session, "units"))["unit"]
-    assert "nothing to occlude" in after(actions.tab_chosen(session, "occlusion"))["occlusion"]
-    assert after(results.occlusion_wanted(session)) == {}
+    assert seen(session, actions.tab_chosen(session, "units"))["unit"]
+    assert "nothing to occlude" in seen(session, actions.tab_chosen(session, "occlusion"))["occlusion"]
     assert [item.key for item in saving.items(session)] == ["unit"]
     with pytest.raises(InputError, match="no class scores"):
         after(actions.class_chosen(session, 0))

@@ -78,7 +78,7 @@ def test_a_page_that_the_server_has_forgotten_is_told_so():
         "import os; os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False';"
         "from attribkit.app.ui import Page; from attribkit.app.shelf import Shelf; from attribkit.app import actions;"
         "page = Page(Shelf(['zfnet-fashion']));"
-        "print([*page._handler(actions.methods_chosen)(None, ['gradient'])][0][page.parts['notice']])"
+        "print(page._at_once(actions.methods_chosen)(None, ['gradient'])[page.parts['notice']])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "reload it, and its address restores the view" in found.stdout
