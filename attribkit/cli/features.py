@@ -46,6 +46,7 @@ def _channels(ctx: click.Context, param: click.Parameter, value: str) -> str | l
     "--batch-size", default=64, show_default=True, type=click.IntRange(min=1), help="Images loaded at a time."
 )
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0), help="Processes that load images.")
+@click.option("--retry", is_flag=True, help="Try the images again that were left out.")
 @click.option("--device", metavar="D", help="Such as cpu or cuda:0.  [default: cuda where there is one, else cpu]")
 @click.option("--out", default=DEFAULT_OUT, show_default=True, metavar="DIR", help="The folder to write into.")
 @click.pass_context
@@ -61,6 +62,7 @@ def features(
     method: str,
     batch_size: int,
     workers: int,
+    retry: bool,
     device: str | None,
     out: str,
 ) -> None:
@@ -95,6 +97,7 @@ def features(
             method=method,
             batch_size=batch_size,
             workers=workers,
+            retry=retry,
             command=ctx.find_root().meta[COMMAND_LINE],
             progress=sys.stderr.isatty(),
         )

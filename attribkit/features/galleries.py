@@ -59,6 +59,7 @@ def gallery(
     method: str = "deconvnet",
     batch_size: int = 64,
     workers: int = 0,
+    retry: bool = False,
     command: str = "",
     progress: bool = False,
 ) -> Mined:
@@ -72,7 +73,7 @@ def gallery(
     ----------
     loaded
         What `attribkit.load_model` returned.
-    source, layers, channels, top, batch_size, workers
+    source, layers, channels, top, batch_size, workers, retry
         As for `mine`.
     out
         A folder; it is made if it is missing.
@@ -112,6 +113,7 @@ def gallery(
             top=top,
             batch_size=batch_size,
             workers=workers,
+            retry=retry,
             state=folder / STATE,
             name=loaded.name,
         )
@@ -180,7 +182,8 @@ def _blocks(
     sheet = ContactSheet(len(layer.channels), mined.config["top"])
     size = min(fields.size[0], fields.image[0]) * min(fields.size[1], fields.image[1])
     at_once = max(1, min(16, BLOCK_BYTES // (size * loaded.input_size[0] * mined.config["top"] * 5)))
-    label = json.dumps({"method": method, "layer": layer.layer, **mined.config}, sort_keys=True)
+    left_out = [index for index, _ in mined.skipped]  # others are among the strongest once these are tried again
+    label = json.dumps({"method": method, "layer": layer.layer, "skipped": left_out, **mined.config}, sort_keys=True)
     blocks = []
     starts = range(0, len(layer.channels), at_once)
     for number, start in enumerate(bars.track(starts, f"projecting {layer.layer}".replace("[", "("))):

@@ -147,6 +147,15 @@ class Progress:
             top = theirs.top if mine is None else mine.top.merged(theirs.top)
             self.layers[name] = MinedLayer(name, theirs.layout, theirs.channels, theirs.grid, top)
 
+    def undo_skipped(self, size: int) -> None:
+        """Take the chunks, of ``size`` images, in which one was skipped for not done; what they held is kept.
+
+        To mine them again changes nothing for the images that were not skipped: each counts once.
+        """
+        for index in self.skipped:
+            self.done[index // size] = False
+        self.skipped.clear()
+
     def save(self, path: Path, config: dict[str, Any]) -> None:
         """Write everything to a safetensors file, whole or not at all."""
         from safetensors.torch import save

@@ -54,6 +54,7 @@ def mine(
     state: str | os.PathLike[str] | None = None,
     name: str | None = None,
     compute_batch: int = COMPUTE_BATCH,
+    retry: bool = False,
     progress: bool = False,
 ) -> Mined:
     """Find, for each feature map of some layers, the strongest activations over a data set (paper §4, Fig. 2).
@@ -96,6 +97,8 @@ def mine(
         What the state calls the model; None: its class.
     compute_batch
         How many images go through the model at once.
+    retry
+        Whether to try images again that the state notes as left out.
     progress
         Whether to show a progress bar.
 
@@ -139,10 +142,16 @@ def mine(
             if bool(earlier.done.any()):
                 _check_same(theirs, config, path)
                 begun.merge(earlier)
+        if retry:
+            begun.undo_skipped(compute_batch)
         team.wait()  # every process has read before one writes
-        if team.leads and bool(begun.done.any()):
+        if team.leads and (retry or bool(begun.done.any())):
             with writing(folder):
                 begun.save(folder / "state-0.safetensors", config)
+                # what the others have noted is in that now, but for what is to be done again
+                for path in folder.glob("state-*.safetensors") if retry else ():
+                    if path.name != "state-0.safetensors":
+                        path.unlink()
         team.wait()
     miner = Miner(network, layers, channels, top, compute_batch, proven=bool(begun.layers))
     todo = (~begun.done).nonzero()[:, 0].tolist()[team.rank :: team.count]

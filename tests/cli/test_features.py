@@ -66,6 +66,19 @@ def test_again_it_goes_on_and_another_run_is_refused(run, folder):
     assert json.loads(Path("out/features.json").read_text())["method"] == "gradient"
 
 
+def test_images_that_were_left_out_are_tried_again(run, folder, picture):
+    arguments = ("features", *FIVE, "--data", folder, "--layer", "1", "--out", "out")
+    assert run(*arguments).exit_code == 1  # the damaged image
+    picture("data/bad.png", seed=7, size=(24, 24))
+    again = run(*arguments)
+    assert (again.exit_code, "1 left out" in again.stdout) == (1, True)
+    result = run(*arguments, "--retry")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert run(*arguments[:-1], "anew").exit_code == 0
+    for name in ("1-000.safetensors", "1-000.png", "1.png"):  # the crops of the longer lists too
+        assert Path("out", name).read_bytes() == Path("anew", name).read_bytes()
+
+
 def test_channels(run, folder):
     assert (
         run("features", *FIVE, "--data", folder, "--layer", "1", "--channels", "3,0-1,1", "--out", "o").exit_code == 1

@@ -297,6 +297,43 @@ def test_a_state_that_cannot_be_written_is_told_before_any_work(tmp_path, model,
         find(model, state=tmp_path / "nowhere")
 
 
+# --- trying again
+
+
+def test_what_was_left_out_is_tried_again(tmp_path, model):
+    """As if nothing had been left out: also after an interruption, and where another process had noted it."""
+    away = [3, 17, 39]
+    source = Noise(40, SIDE, bad=away)
+    assert [index for index, _ in find(model, source, state=tmp_path).skipped] == away
+    os.rename(tmp_path / "state-0.safetensors", tmp_path / "state-1.safetensors")
+    source.bad = []
+    assert [index for index, _ in find(model, source, state=tmp_path).skipped] == away  # not by itself
+    read = []
+
+    def interrupted(image):
+        read.append(0)
+        if len(read) > 16:
+            raise KeyboardInterrupt
+        return preprocess(image)
+
+    with pytest.raises(KeyboardInterrupt):
+        find(model, source, interrupted, state=tmp_path, retry=True, batch_size=16)
+    progress, _ = mined.Progress.load(tmp_path / "state-0.safetensors")
+    assert (progress.done.tolist(), progress.skipped) == ([True, False, False], {})
+    found = find(model, source, state=tmp_path)
+    assert found.skipped == ()
+    same_lists(found, find(model))
+
+
+def test_an_image_that_has_gone_when_others_are_tried_again(tmp_path, model):
+    source = Noise(40, SIDE, bad=[3])
+    find(model, source, state=tmp_path)
+    source.bad = [5]
+    found = find(model, source, state=tmp_path, retry=True)
+    assert [index for index, _ in found.skipped] == [5]
+    same_lists(found, find(model))  # what it held is known
+
+
 # --- processes
 
 
