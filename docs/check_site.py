@@ -21,8 +21,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)
-_SOURCES = ("src", "srcset")
-_LOADS = dict.fromkeys(("audio", "embed", "iframe", "img", "input", "script", "source", "track", "video"), _SOURCES)
+_LOADING = {"audio", "embed", "iframe", "img", "input", "script", "source", "track", "video"}
 _CSS_URL = re.compile(r"url\(\s*['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)")
 _LEFT = re.compile(
     r"^(?:[-*+] |\d+\. )\S"  # a list's item
@@ -59,10 +58,9 @@ class Page(HTMLParser):
             self.links.append(given["href"])
         if tag == "link" and "href" in given:
             (self.links if given.get("rel") in ("canonical", "prev", "next") else self.loads).append(given["href"])
-        for name in _LOADS.get(tag, ()):
-            if given.get(name):
-                parts = given[name].split(",") if name == "srcset" else [given[name]]
-                self.loads += [part.split()[0] for part in parts] if name == "srcset" else parts
+        if tag in _LOADING:
+            self.loads += [given["src"]] if given.get("src") else []
+            self.loads += [part.split()[0] for part in given.get("srcset", "").split(",") if part.strip()]
         if "style" in given:
             self.loads += _css_urls(given["style"])
         if tag == "img" and not given.get("alt", "").strip():

@@ -32,8 +32,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_content(content: str, page: Any, **rest: Any) -> str:
     """Make links of the names; those in headings, in blocks of code and in links stay as they are."""
-    last = [name.rpartition(".")[2] for name in _pages]
-    short = {name.rpartition(".")[2]: name for name in _pages if Counter(last)[name.rpartition(".")[2]] == 1}
+    last = {name: name.rpartition(".")[2] for name in _pages}
+    counts = Counter(last.values())
+    short = {part: name for name, part in last.items() if counts[part] == 1}
 
     def link(match: re.Match[str]) -> str:
         given = match["name"] or ""

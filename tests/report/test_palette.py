@@ -5,6 +5,8 @@ The colour arithmetic is written out here a second time, the other way round: sR
 """
 
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,3 +122,12 @@ def test_maps_and_bars_have_this_palette(colours):
             shown = np.asarray(image.convert("RGB"))[0]
         assert np.abs(lab(shown) - lab(colours)).max() < 3
     assert hexadecimal(colours[[0, 254]])[1] in gradient(colours)
+
+
+def test_nothing_is_drawn_in_another_signed_palette():
+    """The product, its documentation and the distributions beside it: a sign looks the same wherever it is shown."""
+    root = Path(__file__).parents[2]
+    others = re.compile(r"(?i)\b(rdbu|rdylbu|coolwarm|seismic|bwr|piyg|prgn|brbg|puor|vanimo|berlin|managua)(_r)?\b")
+    files = [path for folder in ("attribkit", "docs", "plugins") for path in (root / folder).rglob("*.py")]
+    assert len(files) > 200
+    assert not [path.name for path in files if others.search(path.read_text("utf-8"))]
