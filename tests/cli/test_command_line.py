@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import error_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attribkit.cli._group import shell_command
@@ -46,6 +46,7 @@ def test_bash_reads_the_same_words():
     assert words_of(command) == ["attribkit", *AWKWARD]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=8), max_size=5))
 def test_words_that_can_be_shown_are_quoted_as_posix_has_it(words):
     assert shlex.split(shell_command(words)) == words
