@@ -172,6 +172,7 @@ def displayed(session: Session, opacity: float, sign: str, percentile: float) ->
     if tab == "maps":
         redrawn["maps"] = pages.maps(session)
     elif tab == "units":
+        session.begin("units")  # what is being drawn in the way before is not shown after this
         redrawn["unit"] = pages.unit(session)
     elif tab == "occlusion":
         found = occluded(session)

@@ -72,6 +72,12 @@ class Viewer:
         )
         return self.page.get_attribute(selector, attribute)
 
+    def until_value(self, part, value):
+        """Wait until a control holds some text, or what a pattern describes."""
+        from playwright.sync_api import expect  # not there where no test opens a browser
+
+        expect(self.field(part)).to_have_value(value, timeout=60_000)
+
     # -- doing ---------------------------------------------------------------------------------------------------------
 
     def tab(self, name):

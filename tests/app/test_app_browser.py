@@ -1,6 +1,7 @@
 """The app in a real browser: every control, by mouse and by keyboard."""
 
 import io
+import re
 import zlib
 
 import numpy as np
@@ -66,12 +67,12 @@ def test_classes_by_mouse_and_by_keyboard(visit):
     viewer = visit(f"{FASHION}&methods=guided_backprop")
     page, shown = viewer.page, "[data-method=guided_backprop] img"
     before = viewer.maps()["guided_backprop"]
-    assert viewer.field("target").input_value() == "Ankle boot (9)"
+    viewer.until_value("target", "Ankle boot (9)")
 
     page.click(".ak-top button >> nth=1")
     second = viewer.changed(shown, before)
     name = page.inner_text(".ak-top button >> nth=1").split("\n")[0].strip()
-    assert viewer.field("target").input_value().startswith(name)
+    viewer.until_value("target", re.compile(f"^{re.escape(name)}"))
     assert f"for {name}" in page.get_attribute(shown, "alt")
 
     button = page.locator(".ak-top button >> nth=2")
@@ -133,7 +134,7 @@ def test_features(visit):
     channel = second.get_attribute("data-value")
     second.click()
     crop = viewer.changed(".ak-crop", crop)
-    assert viewer.field("channel").input_value() == channel
+    viewer.until_value("channel", channel)
     assert viewer.text(".ak-unit h2").startswith(f"Feature map {channel}")
     page.wait_for_function("document.activeElement?.dataset.pick === 'channel'")
     page.keyboard.press("ArrowRight")
@@ -148,7 +149,7 @@ def test_features(visit):
     number.press("Enter")
     crop = viewer.changed(".ak-crop", crop)
     viewer.until_query(channel="7")
-    assert page.get_attribute(".ak-thumbs [aria-pressed=true]", "data-value") == "7"
+    page.wait_for_selector(".ak-thumbs [aria-pressed=true][data-value='7']")
     viewer.choose("projector", "Guided")
     crop = viewer.changed(".ak-crop", crop)
     viewer.until_query(projector="guided_backprop")
@@ -164,7 +165,7 @@ def test_features(visit):
     page.wait_for_function("document.querySelectorAll('.ak-thumbs button').length === 96")
     viewer.choose("layer", "relu33")
     assert "relu33" in viewer.notice("did you mean")
-    assert viewer.field("layer").input_value() == "relu3"
+    viewer.until_value("layer", "relu3")
     number.fill("9999")
     number.press("Enter")
     viewer.notice("feature map 9999 is out of range")
@@ -231,7 +232,7 @@ def test_a_link_restores_the_view(visit):
     page.wait_for_selector("#link >> text=Copied")
     link = page.evaluate("navigator.clipboard.readText()")
     viewer.tab("Features")
-    page.wait_for_selector(".ak-crop")
+    page.wait_for_selector(f"[aria-label='Feature map {viewer.query()['channel']} of relu4'] .ak-crop")
     crop, over = page.get_attribute(".ak-crop", "src"), page.get_attribute(".ak-unit img", "src")
 
     other = visit(address=link.replace("tab=save", "tab=units"))
@@ -239,7 +240,7 @@ def test_a_link_restores_the_view(visit):
     assert other.page.get_attribute(".ak-crop", "src") == crop
     assert other.page.get_attribute(".ak-unit img", "src") == over
     assert other.page.get_by_label("signed").is_checked()
-    assert other.field("layer").input_value() == "relu4"
+    other.until_value("layer", "relu4")
 
 
 @pytest.mark.parametrize(("item", "stem"), [("Deconvnet of “Ankle boot”", "deconvnet"), ("feature map", "relu5-1")])
