@@ -17,11 +17,13 @@ from attribkit import progress
 from attribkit.engine.incremental import (
     CACHE,
     TORCHS_OWN,
-    Differs,
     Elsewhere,
     Image,
     Incremental,
     NotReplayable,
+    forget,
+    keep,
+    kept,
 )
 from attribkit.engine.incremental.spans import Spans
 from attribkit.engine.observer import Observer
@@ -36,8 +38,11 @@ ROWS = 32
 #: Memory for a batch where the machine does not say how much is free, and the most that is taken unasked.
 BATCH_BYTES = 1 << 29
 
-#: From how many times fewer multiplications on incremental inference is taken unasked, if no batch norm is folded.
+#: From how many times fewer multiplications on incremental inference is taken unasked …
 WORTH = 1.05
+
+#: … or from which share of them on in kernels that are faster than the model's own.
+FUSED = 0.2
 
 #: Below this many windows the recording costs more than it saves.
 FEWEST = 8
@@ -93,6 +98,7 @@ class Occluded:
         self.shape = (len(grid[0][0]), len(grid[1][0]))
         self.incremental = engine != "full"
         self._recorded: Incremental | None = None
+        self._reused = False  # whether that is an earlier call's program
         self._images: dict[int, Image] = {}
 
     def clean(self) -> dict[str, Tensor]:
@@ -151,22 +157,26 @@ class Occluded:
 
     def _try(self, action: Callable[[], T]) -> T | None:
         """Return what incremental inference gives; None where the model does not allow it, and no more of it then."""
-        wrong, lasting = False, True
         try:
             return action()
-        except NotReplayable as reason:
-            why, wrong, lasting = str(reason), isinstance(reason, Differs), reason.lasting
+        except NotReplayable as error:
+            reason = error
         except Exception as error:
             if type(error) not in TORCHS_OWN or hasattr(error, "attribkit_origin"):
                 raise
             # a replay that torch refuses; if the model itself is at fault, running it in full shows it
-            why = f"{type(error).__name__}: {error}".splitlines()[0]
-        self.incremental, self._recorded, self._images = False, None, {}
-        if lasting and not self.observer.forward_kwargs:
-            _HOPELESS.setdefault(self.observer.model, {})[self._case()] = why
-        message = f"occlusion runs the model in full: {why}"
+            reason = NotReplayable(f"{type(error).__name__}: {error}".splitlines()[0])
+        self._recorded, self._images = None, {}
+        if self._reused:  # the model is not what it was in a way that cannot be seen on it
+            forget(self.observer.model)
+            self._reused = False
+            return self._try(action)
+        self.incremental = False
+        if reason.lasting and not self.observer.forward_kwargs:
+            _HOPELESS.setdefault(self.observer.model, {})[self._case()] = str(reason)
+        message = f"occlusion runs the model in full: {reason}"
         log.info(message)
-        if self.engine == "incremental" or wrong:
+        if self.engine == "incremental" or reason.warns:
             warnings.warn(message, IncrementalWarning, stacklevel=_outside())
         return None
 
@@ -199,11 +209,17 @@ class Occluded:
         def forward(rows: Tensor) -> Any:
             return observer.forward(rows, first.expand(len(rows)))
 
-        recorded = Incremental(forward, inputs[:1], self.grid, self.fill, self.max_bytes)
-        if self.engine == "auto" and recorded.plan.gain() < WORTH and not recorded.plan.folds():
+        # what a caller's function reads, or forward_kwargs do, need not be the same the next time
+        lasting = not observer.forward_kwargs and not isinstance(observer.target, CallableTarget)
+        program = kept(observer.model, self._case()) if lasting else None
+        self._reused = program is not None
+        recorded = Incremental(forward, inputs[:1], self.grid, self.fill, self.max_bytes, program)
+        if self.engine == "auto" and recorded.plan.gain() < WORTH and recorded.plan.fused() < FUSED:
             raise NotReplayable("a window changes nearly all of every feature map")
         if isinstance(observer.target, CallableTarget):
             self._probe(recorded)
+        if lasting and program is None:
+            keep(observer.model, self._case(), recorded.program)
         self._recorded = recorded
         return recorded
 

@@ -141,3 +141,35 @@ def test_stages_follow_the_size_of_maps():
     assert found[-1][1] == len(graph.nodes)
     assert found[0][2] == stages.PART // (64 * 8 * 8 * 4)  # the wide map's bytes
     assert found[-1][2] == 1000
+
+
+class _Tokens(nn.Module):
+    """A perceptron on tokens: the activation comes after a change of the shape."""
+
+    def __init__(self, act, *, twice=False):
+        super().__init__()
+        self.patches, self.up, self.down = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 16), nn.Linear(16, 5)
+        self.act, self.twice = act, twice
+
+    def forward(self, x):
+        up = self.up(self.patches(x).flatten(2).transpose(1, 2))
+        y = self.down(self.act(up))
+        return y.mean(1) + up.mean((1, 2), keepdim=True)[:, 0] if self.twice else y.mean(1)
+
+
+@pytest.mark.parametrize("act", [nn.GELU(), nn.GELU("tanh"), nn.ReLU(), nn.SiLU(), nn.ReLU(inplace=True)])
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_activation_after_a_change_of_shape(act, twice):
+    if twice and getattr(act, "inplace", False):
+        pytest.skip("what is written to is not what was")
+    torch.manual_seed(0)
+    model = _Tokens(act, twice=twice).eval()
+    x = normal(5, 3, 16, 16)
+    graph = compare(record(model, x[:2].clone()), record(model, x[2:].clone()))
+    rewrite.rewrite(graph)
+    fused = [node.params["kernel"].act for node in graph.nodes if node.op == "linear"]
+    assert [found is not None for found in fused] == ([False, False] if twice else [True, False])
+    found = ak.attribute(model, x[:1], "occlusion", window=4, stride=4, target=1, engine="incremental")
+    full = ak.attribute(model, x[:1], "occlusion", window=4, stride=4, target=1, engine="full")
+    assert bool(found.extras["incremental"].all())
+    torch.testing.assert_close(found.extras["score_map"], full.extras["score_map"], rtol=1e-5, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,20 +14,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from attribkit.engine.incremental.blocks import bytes_per_position, cut
-from attribkit.engine.incremental.errors import Differs, NotReplayable, Rounded
-from attribkit.engine.incremental.graph import ROWS, Graph, compare
+from attribkit.engine.incremental.errors import NotReplayable
+from attribkit.engine.incremental.graph import ROWS, compare
 from attribkit.engine.incremental.patches import Clean
 from attribkit.engine.incremental.plan import Plan
+from attribkit.engine.incremental.program import TOLERANCE, Program, tolerance
 from attribkit.engine.incremental.record import Ref, record
 from attribkit.engine.incremental.rewrite import rewrite
 from attribkit.engine.incremental.spans import Spans
-
-#: How far scores may be from the model's own, as a share of the largest value returned beside them.
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
-
-#: From how many times the tolerance on a difference is no matter of rounding: random networks of many layers, batch
-#: norms of next to no variance, differ from themselves in float64 by up to thirty times.
-WRONG = 100
 
 #: How much of the largest value of a batch stays in a processor's caches, so that more rows at once cost more.
 CACHE = 20_000_000
@@ -59,12 +54,14 @@ class Incremental:
         What they are filled with.
     max_bytes
         How much memory a block of positions may take.
+    program
+        What an earlier call found out about the forward pass; None: it is recorded.
 
     Attributes
     ----------
     returned
         What ``function`` returned for the clean first image, one row.
-    plan : Plan
+    program : Program
     first : Image
         The first image.
 
@@ -75,43 +72,69 @@ class Incremental:
     """
 
     def __init__(
-        self, function: Callable[[Tensor], Any], image: Tensor, grid: Grid, fill: float, max_bytes: int
+        self,
+        function: Callable[[Tensor], Any],
+        image: Tensor,
+        grid: Grid,
+        fill: float,
+        max_bytes: int,
+        program: Program | None = None,
     ) -> None:
         if image.dtype not in TOLERANCE:
             raise NotReplayable(f"{image.dtype} is too coarse to compare scores in")
         self.grid, self.fill = grid, fill
         self.function = function
+        if program is None:
+            self.program, self.returned, self.first = self._recorded(image)
+        else:
+            self.program = program
+            self.returned, self.first = self._again(image)
+        self.plan = self.program.plan
+        per_position = bytes_per_position(self.plan)
+        if image.device.type == "cpu":
+            max_bytes = min(max_bytes, 3 * CACHE)
+        self.most = max(1, max_bytes // max(1, per_position))
+
+    def _recorded(self, image: Tensor) -> tuple[Program, Any, Image]:
+        """Record the forward pass: return the program, what the model returns for the image, and the image."""
         checked = self._places_to_check()
         first, others = checked[: ROWS[0] - 1], checked[ROWS[0] - 1 :]
-        one = record(function, torch.cat([image, self.occluded(image, first)]))
-        many = record(function, self.occluded(image, others))
-        self._compared = [
+        one = record(self.function, torch.cat([image, self.occluded(image, first)]))
+        many = record(self.function, self.occluded(image, others))
+        compared = [
             place
             for place, (a, b) in enumerate(zip(one.leaves, many.leaves, strict=True))
             if isinstance(a, Ref) and isinstance(b, Ref) and one.values[a.index].varies
         ]
         expected = [
             torch.cat([one.values[one.leaves[k].index].held[1:], many.values[many.leaves[k].index].held])
-            for k in self._compared
+            for k in compared
         ]
         for leaf in one.leaves:
             if not isinstance(leaf, (Ref, int, float, str, type(None))):
                 raise NotReplayable(f"the forward pass returns a {type(leaf).__name__}, which cannot be looked into")
         graph = compare(one, many)
-        self._tolerance = _tolerance(graph)
+        close = tolerance(graph)
         for leaf in graph.returns:
             if isinstance(leaf, Ref) and not graph.values[leaf.index].rows:
                 raise NotReplayable("what the forward pass returns is not row by row")
         rewrite(graph)
-        self.plan = Plan(graph, *grid)
         leaves = [one.values[leaf.index].held[:1] if isinstance(leaf, Ref) else leaf for leaf in one.leaves]
-        self.returned = tree_unflatten(leaves, graph.spec)
-        del one, many
-        self.first = Image(self._clean(image), checked, expected)
-        per_position = bytes_per_position(self.plan)
-        if image.device.type == "cpu":
-            max_bytes = min(max_bytes, 3 * CACHE)
-        self.most = max(1, max_bytes // max(1, per_position))
+        returned = tree_unflatten(leaves, graph.spec)
+        del one, many, leaves
+        program = Program(Plan(graph, *self.grid), compared, close)
+        return program, returned, Image(_clean(program, image), checked, expected)
+
+    def _again(self, image: Tensor) -> tuple[Any, Image]:
+        """Run the model on the image and one occluded copy; return what it returns for the image, and the image."""
+        program = self.program
+        seed = zlib.crc32(image.detach().cpu().contiguous().numpy().tobytes())  # each image is compared at its own
+        places = self._draw(1, seed, self._everywhere())
+        leaves, spec = tree_flatten(self.function(torch.cat([image, self.occluded(image, places)])))
+        if spec != program.plan.graph.spec:
+            raise NotReplayable("the forward pass returns something else than before")
+        returned = tree_unflatten([leaf[:1] if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+        return returned, Image(_clean(program, image), places, [leaves[k][1:] for k in program.compared])
 
     def occluded(self, image: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
         """Return occluded copies of an image [1, C, H, W], one for each place (row, column) of the grid."""
@@ -128,11 +151,7 @@ class Incremental:
         """
         places = self._draw(1, seed, wanted)
         leaves = tree_flatten(self.function(self.occluded(image, places)))[0]
-        return Image(self._clean(image), places, [leaves[k] for k in self._compared])
-
-    def _clean(self, image: Tensor) -> Clean:
-        with _alone():
-            return Clean(self.plan.graph, self.plan.maps(image))
+        return Image(_clean(self.program, image), places, [leaves[k] for k in self.program.compared])
 
     def blocks(self, places: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
         """Return the blocks, rows × columns of the grid, that hold the given places."""
@@ -192,9 +211,12 @@ class Incremental:
 
     def _places_to_check(self) -> list[tuple[int, int]]:
         """Return the first and the last place and some drawn ones."""
-        rows, columns = (len(side[0]) for side in self.grid)
-        everywhere = [(y, x) for y in range(rows) for x in range(columns)]
+        everywhere = self._everywhere()
         return [everywhere[0], everywhere[-1], *self._draw(sum(ROWS) - 3, 0, everywhere)]
+
+    def _everywhere(self) -> list[tuple[int, int]]:
+        rows, columns = (len(side[0]) for side in self.grid)
+        return [(y, x) for y in range(rows) for x in range(columns)]
 
     def _draw(self, count: int, seed: int, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         rows, columns = (len(side[0]) for side in self.grid)
@@ -202,27 +224,15 @@ class Incremental:
         return [places[i] for i in torch.randint(len(places), (count,), generator=generator).tolist()]
 
     def _check(self, image: Image, places: list[tuple[int, int]], leaves: list[Any]) -> None:
-        numbers = {place: i for i, place in enumerate(places)}
-        for compared, expected in zip(self._compared, image.expected, strict=True):
-            if not isinstance(self.plan.graph.returns[compared], Ref):
-                raise NotReplayable("results cannot be compared with the model's own")
-            if not expected.is_floating_point():
-                continue
-            size = expected.abs()
-            scale = float(size[size.isfinite()].amax()) if bool(size.isfinite().any()) else 0.0
-            for theirs, place in zip(expected, image.places, strict=True):
-                if place not in numbers:
-                    continue
-                ours = leaves[compared][numbers[place]]
-                # what is infinite, or not a number, must be so in both: some models rule classes out that way
-                alike = (ours == theirs) | (ours.isnan() & theirs.isnan())
-                errors = (ours - theirs).abs().masked_fill_(alike, 0)
-                if not bool((errors <= self._tolerance * scale).all()):
-                    rounded = bool((errors <= WRONG * self._tolerance * scale).all())
-                    raise (Rounded if rounded else Differs)(
-                        f"results differ from the model's own by {float(errors.amax()):.2g} "
-                        f"(the largest is {scale:.2g})"
-                    )
+        rows = {place: row for row, place in enumerate(places)}
+        for which, place in enumerate(image.places):
+            if place in rows:
+                self.program.compare(leaves, rows[place], image.expected, which)
+
+
+def _clean(program: Program, image: Tensor) -> Clean:
+    with _alone():
+        return Clean(program.plan.graph, program.plan.maps(image))
 
 
 @contextmanager
@@ -230,13 +240,3 @@ def _alone() -> Iterator[None]:
     """Compute without gradients and without modes that watch the model's calls: they have no part in ours, and cost."""
     with torch.no_grad(), torch._C.DisableTorchFunction():
         yield
-
-
-def _tolerance(graph: Graph) -> float:
-    """Return how far results may be from the model's own: as far as the coarsest of a program's numbers let them."""
-    numbers = {info.dtype for info in graph.values.values() if info.dtype.is_floating_point or info.dtype.is_complex}
-    reals = {dtype.to_real() for dtype in numbers}
-    coarse = sorted(map(str, reals - TOLERANCE.keys()))
-    if coarse:
-        raise NotReplayable(f"the forward pass computes in {coarse[0]}, which is too coarse to compare scores in")
-    return max(TOLERANCE[dtype] for dtype in reals)

@@ -15,15 +15,19 @@ class NotReplayable(Exception):
     ----------
     lasting : bool
         Whether the reason lies in the model, so that it holds for the next call too.
+    warns : bool
+        Whether users should hear of it although they left the choice of an engine to attribkit.
     """
 
     lasting = True
+    warns = False
 
 
 class Differs(NotReplayable):
     """What was replayed is not what the model itself returns."""
 
     lasting = False
+    warns = True
 
 
 class Rounded(NotReplayable):

@@ -16,6 +16,9 @@ Activation = tuple[str, list[Any], str]
 
 _NONE: Activation = ("none", [], "")
 
+#: Up to how many elements the weights of linear layers are laid out anew.
+_PACKED = 1 << 22
+
 
 class Convolution:
     """A convolution with an activation after it.
@@ -47,6 +50,10 @@ class Convolution:
         self._fused = False
         self._may_be_tiled = False
         self._winograd: winograd.Winograd | None = None
+
+    def fuses(self) -> bool:
+        """Tell whether it does what the model has other operations for."""
+        return self.folded or (self.act is not None and _has_onednn(self.weight))
 
     def fold(self, scale: Tensor, shift: Tensor) -> None:
         """Follow the convolution by a scale and a shift of its output channels."""
@@ -121,12 +128,21 @@ class Linear:
         self.weight, self.bias = weight.detach(), bias.detach() if bias is not None else None
         self.act: Activation | None = None
         self._fused = _has_onednn(weight)
+        self._packed: Tensor | None = None
+
+    def fuses(self) -> bool:
+        """Tell whether it does what the model has other operations for."""
+        return self.act is not None and self._fused
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the linear layer's output for ``x`` [B, C]."""
         if self._fused and x.numel():
-            # where the weights lie as the model has them: laying large ones out anew costs more than it saves
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *(self.act or _NONE))
+            if self._packed is None:
+                # laying large ones out anew costs more than it saves
+                small = self.weight.numel() <= _PACKED
+                weight = self.weight.contiguous()
+                self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, len(x)) if small else weight
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, *(self.act or _NONE))
             return y
         return apply(self.act, F.linear(x, self.weight, self.bias))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -92,9 +92,14 @@ class Plan:
             self._sides[key] = Side(axis, self.spans[axis], self.lengths[axis], list(positions))
         return self._sides[key]
 
-    def folds(self) -> bool:
-        """Tell whether batch norms were folded away, which makes full maps cheaper too."""
-        return any(node.op == "conv" and node.params["kernel"].folded for node in self.graph.nodes)
+    def fused(self) -> float:
+        """Return which share of the multiplications is in kernels with folded batch norms or fused activations.
+
+        These make full maps cheaper too.
+        """
+        work = list(self._work())
+        fused = sum(times for _, node, times in work if node.op in ("conv", "linear") and node.params["kernel"].fuses())
+        return fused / max(1.0, sum(times for _, _, times in work))
 
     def gain(self) -> float:
         """Return how many times fewer multiplications the changed rectangles need than full maps, over all windows.
@@ -103,26 +108,28 @@ class Plan:
         """
         windows = len(self.spans[0][0][0]) * len(self.spans[1][0][0])
         whole = changed = 0.0
-        for number, node in enumerate(self.graph.nodes):
-            output = node.outputs[0]
-            if output is None:
-                continue
-            size = math.prod(self.graph.values[output].shape)
-            if node.op == "conv":
-                work = float(size * node.params["kernel"].weight[0].numel())
-            elif node.name in _PRODUCTS:
-                work = float(size * self.graph.values[node.inputs[0]].shape[-1])
-            else:
-                continue
-            whole += work * windows
+        for number, node, work in self._work():
+            output = node.outputs[0] or 0
             share = 1.0
             if number in self.rules:
                 for axis in (0, 1):
                     lows, highs = self.spans[axis][output]
                     share *= sum(high - low for low, high in zip(lows, highs, strict=True)) / self.lengths[axis][output]
                 share /= windows
-            changed += work * windows * share
+            whole += work
+            changed += work * share
         return whole / changed if changed else 1.0
+
+    def _work(self) -> Iterator[tuple[int, Node, float]]:
+        """Yield convolutions and products of matrices with their multiplications for one row."""
+        for number, node in enumerate(self.graph.nodes):
+            if node.outputs[0] is None:
+                continue
+            size = math.prod(self.graph.values[node.outputs[0]].shape)
+            if node.op == "conv":
+                yield number, node, float(size * node.params["kernel"].weight[0].numel())
+            elif node.name in _PRODUCTS:
+                yield number, node, float(size * self.graph.values[node.inputs[0]].shape[-1])
 
     def is_full(self, rows: Side, columns: Side, index: int) -> bool:
         """Tell whether a value's rectangles cover so much of the map that the map is computed."""

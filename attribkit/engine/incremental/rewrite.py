@@ -25,6 +25,8 @@ _MAKE_NAN = frozenset(
     {"sqrt", "rsqrt", "log", "log2", "log10", "log1p", "logit", "xlogy", "lgamma", "digamma", "asin", "acos", "acosh",
      "atanh", "pow", "div", "reciprocal", "fmod", "remainder"}
 )  # fmt: skip
+#: Operations that leave every element as it is.
+_SHAPES = frozenset({"view", "_unsafe_view", "unsqueeze", "squeeze", "permute", "transpose", "t"})
 _COPIES = frozenset({"clone", "alias", "detach", "lift_fresh", "contiguous"})
 
 
@@ -147,6 +149,11 @@ def _may_make_nan(node: Node) -> bool:
     return not by_number or node.leaves[1] == 0 or (node.name == "pow" and node.leaves[1] not in (1, 2, 3, 4))
 
 
+def _alone(node: Node, consumers: dict[int, list[Node]], results: set[int]) -> bool:
+    """Tell whether nothing but this node takes its first input."""
+    return bool(node.inputs) and len(consumers[node.inputs[0]]) == 1 and node.inputs[0] not in results
+
+
 def _fold(graph: Graph) -> None:
     """Fold batch norms and activations into the convolution or batch norm whose only use they are."""
     hidden = _HIDE_NAN if any(map(_may_make_nan, graph.nodes)) else frozenset()
@@ -156,14 +163,13 @@ def _fold(graph: Graph) -> None:
     for node in graph.nodes:
         if not node.inputs:
             continue
-        source = node.inputs[0]
-        maker = makers.get(source)
-        if (
-            maker is None
-            or len(consumers[source]) != 1
-            or source in results
-            or maker.op not in ("conv", "linear", "affine")
-        ):
+        last = maker = makers.get(node.inputs[0])
+        alone = _alone(node, consumers, results)
+        if node.op == "call":  # what works element by element may come before a change of the shape as well
+            while maker is not None and alone and maker.op == "call" and maker.name in _SHAPES:
+                alone = _alone(maker, consumers, results)
+                maker = makers.get(maker.inputs[0])
+        if maker is None or last is None or not alone or maker.op not in ("conv", "linear", "affine"):
             continue
         if maker.op == "affine" and node.op == "affine":
             continue
@@ -184,8 +190,8 @@ def _fold(graph: Graph) -> None:
                 maker.params["act"] = act
         else:
             continue
-        maker.outputs = list(node.outputs)
-        makers[node.outputs[0] if node.outputs[0] is not None else -1] = maker
+        last.outputs = list(node.outputs)
+        makers[node.outputs[0] if node.outputs[0] is not None else -1] = last
         gone.add(id(node))
     graph.nodes = [node for node in graph.nodes if id(node) not in gone]
 
