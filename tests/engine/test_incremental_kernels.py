@@ -152,16 +152,19 @@ class _Tokens(nn.Module):
         self.act, self.twice = act, twice
 
     def forward(self, x):
-        up = self.up(self.patches(x).flatten(2).transpose(1, 2))
+        up = self.up(self.patches(x).flatten(2).transpose(1, 2).contiguous())
         y = self.down(self.act(up))
         return y.mean(1) + up.mean((1, 2), keepdim=True)[:, 0] if self.twice else y.mean(1)
 
 
-@pytest.mark.parametrize("act", [nn.GELU(), nn.GELU("tanh"), nn.ReLU(), nn.SiLU(), nn.ReLU(inplace=True)])
-@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize(
+    ("act", "twice"),
+    [
+        *((act, twice) for act in (nn.GELU(), nn.GELU("tanh"), nn.ReLU(), nn.SiLU()) for twice in (False, True)),
+        (nn.ReLU(inplace=True), False),
+    ],
+)
 def test_an_activation_after_a_change_of_shape(act, twice):
-    if twice and getattr(act, "inplace", False):
-        pytest.skip("what is written to is not what was")
     torch.manual_seed(0)
     model = _Tokens(act, twice=twice).eval()
     x = normal(5, 3, 16, 16)
