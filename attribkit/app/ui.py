@@ -222,8 +222,6 @@ class Page:
 
         def handle(session: Session | None, *values: Any) -> dict[Any, Any]:
             found: dict[str, Any] = {}
-            if session is not None:
-                session.begin("page")
             for part in self._changes(action, session, *values):
                 found |= part
             changes = {self.parts[name]: _update(name, value) for name, value in found.items()}
@@ -235,13 +233,10 @@ class Page:
         """Return an action as gradio calls it: each of its changes is drawn by itself."""
 
         def handle(session: Session | None) -> Iterator[dict[Any, Any]]:
-            turns, changed = session.begin("page") if session is not None else {}, False
             for part in self._changes(action, session):
-                changed = True
                 yield {self.parts[name]: value for name, value in part.items()}
-            # gradio sends the last of these again when it has ended: nothing, where a later action has changed the page
-            if not changed or session is None or not session.current(turns, "page"):
-                yield {self.parts["parcel"]: gr.skip()}
+            # gradio sends the last of these again when it has ended: nothing, as a later action may have changed a part
+            yield {self.parts["parcel"]: gr.skip()}
 
         return handle
 

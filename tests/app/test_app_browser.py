@@ -225,6 +225,7 @@ def test_a_link_restores_the_view(visit):
     viewer.until_query(sign="signed", layer="relu4")
     page.wait_for_function("new URLSearchParams(location.search).has('channel')")
     viewer.tab("Save")
+    viewer.until_query(tab="save")  # the link is not drawn anew after this
     page.wait_for_selector("#ak-address")
     page.wait_for_function("document.querySelector('#ak-address').value === location.href")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -232,7 +233,8 @@ def test_a_link_restores_the_view(visit):
     page.wait_for_selector("#link >> text=Copied")
     link = page.evaluate("navigator.clipboard.readText()")
     viewer.tab("Features")
-    page.wait_for_selector(f"[aria-label='Feature map {viewer.query()['channel']} of relu4'] .ak-crop")
+    channel = viewer.query()["channel"]
+    page.wait_for_selector(f"[aria-label='Feature map {channel} of relu4'] .ak-scale >> text=−")  # drawn with its sign
     crop, over = page.get_attribute(".ak-crop", "src"), page.get_attribute(".ak-unit img", "src")
 
     other = visit(address=link.replace("tab=save", "tab=units"))
