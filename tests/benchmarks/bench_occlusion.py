@@ -155,7 +155,8 @@ def compare(name: str, window: int, stride: int, rounds: int) -> dict[str, objec
     a = found["auto"]
     print(
         f"{name} {window}/{stride}, {found['threads']} threads: {a['median']:.2f}x ({a['min']:.2f}-{a['max']:.2f}) of "
-        f"captum's {best}; first call {found['first']['median']:.2f}x; full {found['full']['median']:.2f}x; dense {found['dense']['median']:.2f}x; "
+        f"captum's {best}; first call {found['first']['median']:.2f}x; full {found['full']['median']:.2f}x; "
+        f"dense {found['dense']['median']:.2f}x; "
         f"bound {found['bound']:.1f}; asked {found['target']}",
         flush=True,
     )
