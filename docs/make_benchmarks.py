@@ -46,6 +46,7 @@ def occlusion(rows: list[Row]) -> str:
             "threads",
             "attribkit",
             "aim",
+            "first call",
             "bound",
             "dense control",
             "the model itself",
@@ -58,6 +59,7 @@ def occlusion(rows: list[Row]) -> str:
                 str(row["threads"]),
                 ratio(row["auto"]),
                 f"{row['target']:g}×" if row["target"] else "",
+                f"{row['first']['median']:.2f}×" if "first" in row else "",
                 f"{row['bound']:.1f}×",
                 f"{row['dense']['median']:.2f}×",
                 f"{row['full']['median']:.2f}×",
@@ -73,11 +75,11 @@ def families(rows: list[Row]) -> str:
     used = [row for row in rows if row["incremental"]]
     worst = max(rows, key=lambda row: row["error"])
     full = ", ".join(row["model"] for row in rows if not row["incremental"])
+    ending = f"; in full, for a window changes nearly everything there: {full}" if full else ""
     return (
         f"At every position ({rows[0]['window']} / {rows[0]['stride']}) the scores of {len(rows)} networks, one of "
         f"a family of timm's each, were compared with the model's own: the largest difference is {worst['error']:.1e} "
-        f"of the largest |logit| ({worst['model']}). Incremental inference was used for {len(used)} of them; in full, "
-        f"for a window changes nearly everything there: {full}.\n"
+        f"of the largest |logit| ({worst['model']}). Incremental inference was used for {len(used)} of them{ending}.\n"
     )
 
 
@@ -219,7 +221,8 @@ Python {machine["python"]}. Nothing here has been measured on a GPU yet.
 `captum.attr.Occlusion` with the best of 1, 16 and 48 perturbations a step. *Bound*: what arithmetic allows, the
 multiplications of all maps over those of the changed rectangles. *Dense control*: our kernels with incremental
 inference off. *The model itself*: `engine="full"`. What exceeds the bound is owed to folded batch norms, fused
-activations, and batches that stay in the caches.
+activations, and batches that stay in the caches. *First call*: with the recording of the forward pass, which later
+calls with the same model and windows spare.
 
 {occlusion(occluded["rows"])}
 {families(named)}

@@ -157,26 +157,27 @@ class Occluded:
 
     def _try(self, action: Callable[[], T]) -> T | None:
         """Return what incremental inference gives; None where the model does not allow it, and no more of it then."""
+        lasting, warns = True, False
         try:
             return action()
-        except NotReplayable as error:
-            reason = error
+        except NotReplayable as error:  # not held on to: its traceback holds all that is here
+            why, lasting, warns = str(error), error.lasting, error.warns
         except Exception as error:
             if type(error) not in TORCHS_OWN or hasattr(error, "attribkit_origin"):
                 raise
             # a replay that torch refuses; if the model itself is at fault, running it in full shows it
-            reason = NotReplayable(f"{type(error).__name__}: {error}".splitlines()[0])
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
         self._recorded, self._images = None, {}
         if self._reused:  # the model is not what it was in a way that cannot be seen on it
             forget(self.observer.model)
             self._reused = False
             return self._try(action)
         self.incremental = False
-        if reason.lasting and not self.observer.forward_kwargs:
-            _HOPELESS.setdefault(self.observer.model, {})[self._case()] = str(reason)
-        message = f"occlusion runs the model in full: {reason}"
+        if lasting and not self.observer.forward_kwargs:
+            _HOPELESS.setdefault(self.observer.model, {})[self._case()] = why
+        message = f"occlusion runs the model in full: {why}"
         log.info(message)
-        if self.engine == "incremental" or reason.warns:
+        if self.engine == "incremental" or warns:
             warnings.warn(message, IncrementalWarning, stacklevel=_outside())
         return None
 

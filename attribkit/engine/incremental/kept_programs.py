@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
+from torch.utils._python_dispatch import _disable_current_modes
 
 from attribkit.engine.incremental.program import Program
 
@@ -92,7 +93,9 @@ def fingerprint(model: nn.Module) -> list[Any]:
             elif name not in _APART and not (type(value) in _HOOKS and not value):
                 _look(value, found, tensors, seen, _DEPTH)
     found += map(_place, tensors)
-    found += _sums(tensors)
+    # whoever watches the model's operations is shown none of these
+    with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
+        found += _sums(tensors)
     return found
 
 
@@ -135,19 +138,18 @@ def _place(tensor: Tensor) -> Any:
 
 def _sums(tensors: list[Tensor]) -> list[Any]:
     """Return the sums of all tensors' bits, read from each device at once."""
+    groups: dict[Any, list[Tensor]] = {}
+    sums: dict[torch.device, list[Tensor]] = {}
     try:
-        with torch.no_grad():
-            groups: dict[Any, list[Tensor]] = {}
-            sums: dict[torch.device, list[Tensor]] = {}
-            for tensor in tensors:
-                few = tensor.numel() < _SMALL
-                key = (tensor.device, tensor.dtype) if few else id(tensor)
-                groups.setdefault(key, []).append(tensor.detach().reshape(-1))
-            for alike in groups.values():
-                joined = torch.cat(alike) if len(alike) > 1 else alike[0]
-                sums.setdefault(joined.device, []).append(_bits(joined).sum())
-            return [torch.stack(numbers).tolist() for numbers in sums.values()]
-    except (RuntimeError, NotImplementedError):
+        for tensor in tensors:
+            few = tensor.numel() < _SMALL
+            key = (tensor.device, tensor.dtype) if few else id(tensor)
+            groups.setdefault(key, []).append(tensor.detach().reshape(-1))
+        for alike in groups.values():
+            joined = torch.cat(alike) if len(alike) > 1 else alike[0]
+            sums.setdefault(joined.device, []).append(_bits(joined).sum())
+        return [torch.stack(numbers).tolist() for numbers in sums.values()]
+    except (RuntimeError, NotImplementedError):  # of a kind that cannot be summed: never taken for the same
         return [object()]
 
 
