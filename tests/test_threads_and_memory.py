@@ -199,7 +199,7 @@ def without_collector():
 @pytest.mark.parametrize("method", METHODS)
 def test_everything_is_freed_when_the_call_ends(method, target):
     """Without help from the garbage collector: no cycle holds a tensor or the graph."""
-    call(spied_net([]), torch.randn(2, 3, 8, 8), method)  # the first call of all has torch import more, which is a cycle
+    call(spied_net([]), torch.randn(2, 3, 8, 8), method)  # torch imports more of itself at first, which is a cycle
     seen = []
     net, x = spied_net(seen), torch.randn(2, 3, 8, 8)
     target = ak.Unit("3", 1) if target == "unit" else target

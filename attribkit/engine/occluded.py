@@ -219,7 +219,7 @@ class Occluded:
             raise NotReplayable("a window changes nearly all of every feature map")
         if isinstance(observer.target, CallableTarget):
             self._probe(recorded)
-        if lasting and program is None:
+        if lasting and program is None and all(one.is_floating_point() for one in recorded.first.expected):
             keep(observer.model, self._case(), recorded.program)
         self._recorded = recorded
         return recorded

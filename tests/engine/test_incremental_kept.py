@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import attribkit as ak
-from attribkit.engine.incremental import engine, kept_programs
+from attribkit.engine.incremental import engine, kept_programs, plan
 
 OPTIONS = {"window": 8, "stride": 8, "target": 1}
 
@@ -29,6 +29,12 @@ class Net(nn.Module):
     def forward(self, x):
         x = self.norm(self.conv(x)).relu() * self.factor + self.settings["shift"][0]
         return self.head((self.more(x) * self.plain).relu().mean((2, 3)))
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    """Take the classes of this file for a library's."""
+    monkeypatch.setattr(kept_programs, "_LIBRARIES", kept_programs._LIBRARIES | {__name__})
 
 
 @pytest.fixture
@@ -84,6 +90,7 @@ def _other_forward(model):
     [
         lambda model: model.conv.weight.data.mul_(2),  # not counted by torch
         lambda model: model.conv.weight.data.numpy().fill(0.1),
+        lambda model: model.conv.weight.data.copy_(model.conv.weight.data.flip(0)),
         lambda model: model.norm.running_mean.add_(1),
         lambda model: model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()}),
         lambda model: setattr(model, "more", nn.Conv2d(8, 8, 5, padding=2)),
@@ -186,6 +193,84 @@ def test_models_die_and_only_the_last_are_kept(image):
     assert not len(kept_programs._programs)
 
 
+def test_code_of_the_users_own_is_recorded_each_time(model, image, recorded, monkeypatch):
+    """A closure, a class attribute or a global may matter at a few windows alone: nothing is kept of such models."""
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    right(plain, image)
+    hook = plain[0].register_forward_hook(lambda module, inputs, output: output.clamp(max=1))
+    right(plain, image)
+    assert plain in kept_programs._programs  # of the call before: it is not taken for the same
+    right(plain, image)
+    assert len(recorded) == 6
+    hook.remove()
+    monkeypatch.undo()
+    explain(model, image)
+    assert model not in kept_programs._programs
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_reused_program_is_compared_before_any_window_is_looked_at(image, recorded, seed):
+    """Also where few windows are looked at."""
+    world = {"factor": 1.0}
+
+    class Worldly(Net):
+        def forward(self, x):
+            return super().forward(x) * world["factor"]
+
+    torch.manual_seed(seed)
+    model, options = Worldly().eval(), {"window": 8, "stride": 4, "approximate": 0.5}
+    explain(model, image, **options)
+    world["factor"] = 3.0
+    ours = explain(model, image, **options)
+    full = explain(model, image, engine="full", window=8, stride=4)
+    seen = ours.extras["seen"]
+    torch.testing.assert_close(ours.extras["score_map"][seen], full.extras["score_map"][seen], rtol=1e-5, atol=1e-5)
+    assert len(recorded) == 4
+
+
+def test_a_parameter_that_knows_its_model(image):
+    class Placed(Net):
+        def __init__(self):
+            super().__init__()
+            self.place = nn.Parameter(torch.ones(8, 1, 1))
+            self.place.owner = self
+
+        def forward(self, x):
+            return self.head((self.conv(x).relu() + self.place).mean((2, 3)))
+
+    model = Placed().eval()
+    explain(model, image)
+    assert model in kept_programs._programs
+    watched = weakref.ref(model)
+    del model
+    gc.collect()
+    assert watched() is None
+
+
+def test_what_many_calls_leave_is_bounded(model, image, monkeypatch):
+    monkeypatch.setattr(plan, "SIDES", 20)
+    for seed in range(12):
+        image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+        explain(model, image, window=8, stride=2, approximate=0.05)
+    (_, _, program) = kept_programs._programs[model]
+    assert 0 < len(program.plan._sides) <= 20
+
+
+def test_an_attribute_that_cannot_be_looked_at(model, image, recorded):
+    class Lazy:
+        @property
+        def __dict__(self):
+            raise LookupError("outside of its context")
+
+    model.proxy = Lazy()
+    right(model, image)
+    right(model, image)
+    model.proxy = [[[[[1]]]]]  # deeper than is looked
+    right(model, image)
+    right(model, image)
+    assert len(recorded) == 8
+
+
 def test_large_models_are_not_kept(model, image, recorded, monkeypatch):
     monkeypatch.setattr(kept_programs, "BYTES", 1000)
     right(model, image)
@@ -209,3 +294,20 @@ def test_fingerprints_of_all_kinds_of_tensors():
         assert (kept_programs.fingerprint(odd) != before) == (name != "empty"), name
     odd.register_buffer("sparse", torch.eye(3).to_sparse())
     assert kept_programs.fingerprint(odd) != kept_programs.fingerprint(odd)  # cannot be told, so never the same
+
+
+def test_fingerprints_tell_places():
+    for change in (lambda weight: weight.mul_(2), lambda weight: weight.neg_()):  # the uppermost bits of all
+        double = nn.Conv2d(16, 64, 4, bias=False).double()
+        before = kept_programs.fingerprint(double)
+        change(double.weight.data)
+        assert kept_programs.fingerprint(double) != before
+    pair = nn.ModuleList([nn.Linear(30, 20, bias=False), nn.Linear(30, 20, bias=False), nn.Linear(200, 300)])
+    before = kept_programs.fingerprint(pair)
+    one, other = (layer.weight.data.clone() for layer in pair[:2])
+    pair[0].weight.data.copy_(other)
+    pair[1].weight.data.copy_(one)
+    assert kept_programs.fingerprint(pair) != before
+    before = kept_programs.fingerprint(pair)
+    pair[2].weight.data.copy_(pair[2].weight.data.roll(1, 0))
+    assert kept_programs.fingerprint(pair) != before

@@ -94,6 +94,9 @@ class Incremental:
         if image.device.type == "cpu":
             max_bytes = min(max_bytes, 3 * CACHE)
         self.most = max(1, max_bytes // max(1, per_position))
+        if program is not None:  # nothing is given out before a result has been compared
+            for _ in self.run(self.first, self.blocks(self.first.places)):
+                pass
 
     def _recorded(self, image: Tensor) -> tuple[Program, Any, Image]:
         """Record the forward pass: return the program, what the model returns for the image, and the image."""

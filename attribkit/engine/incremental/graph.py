@@ -198,7 +198,7 @@ class _Comparison:
                 return a
             left, right = self.one.values[a.index], self.many.values[a.index]
             self._same(a.index, left, right)
-            return left.held
+            return left.held.detach()  # a parameter may know its model, which a program must not hold
         factor = _factor(a, b)
         if factor is not None and not returned:
             return Times(factor)

@@ -1,7 +1,8 @@
 """Programs kept between calls: who explains one image after the other pays for one recording.
 
-A program is used again only for the model as it was: its parts, hooks, flags, plain attributes and every element of
-its tensors are compared, and some results with the model's own on every call besides.
+A program is used again only for the model as it was: its parts, flags, plain attributes and every element of its
+tensors are compared, and a result with the model's own on every call besides. What code of the user's own reads beside
+these cannot be known, so that only models without such code are kept: modules of known libraries, and no hooks.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from attribkit.engine.incremental.program import Program
 #: Of how many models programs are kept, one each; they hold copies of the weights.
 MODELS = 2
 
-#: Up to how many bytes of convolutions' weights a program is kept.
+#: Up to about how many bytes of copies of weights a program is kept.
 BYTES = 1 << 29
+
+#: Where modules come from that compute with nothing but their inputs and what they themselves hold.
+_LIBRARIES = frozenset({"torch", "torchvision", "timm", "attribkit"})
 
 #: How deep plain attributes are looked into.
 _DEPTH = 3
 
-#: How many of an attribute's elements are looked at.
-_MOST = 1000
+#: How many objects are looked at; a model with more in its attributes is never taken for the same.
+_MOST = 20_000
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
 _APART = frozenset({"_parameters", "_buffers", "_modules"})
@@ -37,6 +41,9 @@ _HOOKS = frozenset({dict, OrderedDict})  # a module has a dozen of them, empty a
 
 #: Tensors of fewer elements are put together before they are summed.
 _SMALL = 1 << 14
+
+#: So many sums there are of a tensor's elements, one of every so manieth: what changes places is seen.
+_COLUMNS = 8191
 
 _lock = threading.Lock()
 _programs: WeakKeyDictionary[nn.Module, tuple[Any, list[Any], Program]] = WeakKeyDictionary()
@@ -53,8 +60,7 @@ def kept(model: nn.Module, case: Any) -> Program | None:
 
 def keep(model: nn.Module, case: Any, program: Program) -> None:
     """Keep a program for the next call with this model, in place of an older one."""
-    kernels = (node.params["kernel"].weight for node in program.plan.graph.nodes if node.op == "conv")
-    if sum(weight.numel() * weight.element_size() for weight in kernels) > BYTES:
+    if not _is_known(model) or program.plan.bytes() > BYTES:
         return
     entry = (case, fingerprint(model), program)
     with _lock:
@@ -70,10 +76,24 @@ def forget(model: nn.Module) -> None:
         _programs.pop(model, None)
 
 
+def _is_known(model: nn.Module) -> bool:
+    """Tell whether no code of the user's own takes part in a forward pass, as far as can be seen on the model."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    if any(getattr(nn_module, f"_global{name}", None) for name in hooks):
+        return False
+    for module in model.modules():
+        own = vars(module)
+        if any(own.get(name) for name in hooks) or "forward" in own:
+            return False
+        if type(module).__module__.partition(".")[0] not in _LIBRARIES:
+            return False
+    return True
+
+
 def fingerprint(model: nn.Module) -> list[Any]:
     """Return what a model's forward pass is made of, to be compared with what it is at another time.
 
-    Objects are told apart by where they are, tensors by that, by torch's count of writes, and by the sum of their bits:
+    Objects are told apart by where they are, tensors by that, by torch's count of writes, and by sums of their bits:
     ``parameter.data.mul_(2)`` is not counted. Nothing of the model is held on to.
     """
     found: list[Any] = [type(mode) for mode in _modes()]
@@ -81,21 +101,24 @@ def fingerprint(model: nn.Module) -> list[Any]:
     found += [tuple(hooks) for hooks in everywhere.values() if isinstance(hooks, dict)]
     tensors: list[Tensor] = []
     seen: set[int] = set()
-    for module in model.modules():
-        attributes = vars(module)
-        found += (id(module), id(type(module)), id(type(module).forward), tuple(attributes))
-        for own in (module._parameters, module._buffers):
-            found.append(tuple(own))
-            tensors += [tensor for tensor in own.values() if tensor is not None]
-        for name, value in attributes.items():
-            if type(value) in _PLAIN:
-                found.append(value)
-            elif name not in _APART and not (type(value) in _HOOKS and not value):
-                _look(value, found, tensors, seen, _DEPTH)
-    found += map(_place, tensors)
-    # whoever watches the model's operations is shown none of these
-    with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
-        found += _sums(tensors)
+    try:
+        for module in model.modules():
+            attributes = vars(module)
+            found += (id(module), id(type(module)), id(type(module).forward), tuple(attributes))
+            for own in (module._parameters, module._buffers):
+                found.append(tuple(own))
+                tensors += [tensor for tensor in own.values() if tensor is not None]
+            for name, value in attributes.items():
+                if type(value) in _PLAIN:
+                    found.append(value)
+                elif name not in _APART and not (type(value) in _HOOKS and not value):
+                    _look(value, found, tensors, seen, _DEPTH)
+        found += map(_place, tensors)
+        # whoever watches the model's operations is shown none of these
+        with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
+            found += _sums(tensors)
+    except Exception:  # an attribute that cannot be looked at, a tensor that cannot be summed: never the same
+        found.append(object())
     return found
 
 
@@ -107,18 +130,21 @@ def _look(value: Any, found: list[Any], tensors: list[Tensor], seen: set[int], d
     found.append(id(value))
     if isinstance(value, Tensor):
         tensors.append(value)
-    if isinstance(value, (Tensor, nn.Module, type)) or callable(value) or depth == 0 or id(value) in seen:
+    if isinstance(value, (Tensor, nn.Module, type)) or callable(value) or id(value) in seen:
         return
-    seen.add(id(value))
-    if isinstance(value, dict):
+    if type(value) in _HOOKS:
         found.append(tuple(key if type(key) in _PLAIN else id(key) for key in value))
         inside = list(value.values())
-    elif isinstance(value, (list, tuple, set, frozenset)):
+    elif type(value) in (list, tuple, set, frozenset):
         inside = list(value)
     else:
         inside = list(getattr(value, "__dict__", {}).values())
+    seen.add(id(value))
     found.append(len(inside))
-    for part in inside[:_MOST]:
+    if inside and (depth == 0 or len(seen) + len(inside) > _MOST):
+        found.append(object())  # what is not looked at cannot be told
+        return
+    for part in inside:
         _look(part, found, tensors, seen, depth - 1)
 
 
@@ -129,28 +155,34 @@ def _modes() -> Iterator[Any]:
 
 
 def _place(tensor: Tensor) -> Any:
-    try:
-        version = None if tensor.is_inference() else tensor._version
-        return (id(tensor), tensor.data_ptr(), version, tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-    except (RuntimeError, NotImplementedError):  # of a kind of its own: never taken for the same
-        return object()
+    version = None if tensor.is_inference() else tensor._version
+    return (id(tensor), tensor.data_ptr(), version, tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
 
 def _sums(tensors: list[Tensor]) -> list[Any]:
-    """Return the sums of all tensors' bits, read from each device at once."""
+    """Return sums of all tensors' bits, read from each device at once."""
     groups: dict[Any, list[Tensor]] = {}
     sums: dict[torch.device, list[Tensor]] = {}
-    try:
-        for tensor in tensors:
-            few = tensor.numel() < _SMALL
-            key = (tensor.device, tensor.dtype) if few else id(tensor)
-            groups.setdefault(key, []).append(tensor.detach().reshape(-1))
-        for alike in groups.values():
-            joined = torch.cat(alike) if len(alike) > 1 else alike[0]
-            sums.setdefault(joined.device, []).append(_bits(joined).sum())
-        return [torch.stack(numbers).tolist() for numbers in sums.values()]
-    except (RuntimeError, NotImplementedError):  # of a kind that cannot be summed: never taken for the same
-        return [object()]
+    for tensor in tensors:
+        key = (tensor.device, tensor.dtype) if tensor.numel() < _SMALL else id(tensor)
+        groups.setdefault(key, []).append(tensor.detach().reshape(-1))
+    for alike in groups.values():
+        joined = torch.cat(alike) if len(alike) > 1 else alike[0]
+        sums.setdefault(joined.device, []).append(_sum(_bits(joined)))
+        if joined.dtype == torch.float64:  # its uppermost bits alone may cancel in sums of integers
+            sums[joined.device].append(joined.sum().view(torch.int64))
+    return [torch.stack(numbers).tolist() for numbers in sums.values()]
+
+
+def _sum(bits: Tensor) -> Tensor:
+    """Return one number of integers [n] that depends on their places."""
+    rows = len(bits) // _COLUMNS
+    body, rest = bits[: rows * _COLUMNS].view(rows, _COLUMNS), bits[rows * _COLUMNS :]
+    factors = 2 * torch.arange(_COLUMNS, device=bits.device) + 1
+    factors *= factors * 0x9E3779B97F4A7C1  # odd, and of no order
+    columns = body.sum(0, dtype=torch.int64)
+    columns[: len(rest)] += 3 * rest.to(torch.int64)
+    return ((columns ^ (columns >> 29)) * factors).sum()
 
 
 def _bits(tensor: Tensor) -> Tensor:

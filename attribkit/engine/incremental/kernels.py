@@ -55,6 +55,10 @@ class Convolution:
         """Tell whether it does what the model has other operations for."""
         return self.folded or (self.act is not None and _has_onednn(self.weight))
 
+    def bytes(self) -> int:
+        """Return about how many bytes it holds once it has run: a copy, an order of oneDNN's and tiles."""
+        return 3 * self.weight.numel() * self.weight.element_size()
+
     def fold(self, scale: Tensor, shift: Tensor) -> None:
         """Follow the convolution by a scale and a shift of its output channels."""
         scale, shift = scale.flatten().double(), shift.flatten().double()
@@ -133,6 +137,10 @@ class Linear:
     def fuses(self) -> bool:
         """Tell whether it does what the model has other operations for."""
         return self.act is not None and self._fused
+
+    def bytes(self) -> int:
+        """Return how many bytes it lays out anew."""
+        return self.weight.numel() * self.weight.element_size() if self.weight.numel() <= _PACKED else 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the linear layer's output for ``x`` [B, C]."""

@@ -23,6 +23,9 @@ from attribkit.engine.incremental.stages import Stage, stages
 #: From this share of a map on, the whole of it is computed.
 COVERED = 0.85
 
+#: How many sides of blocks are kept.
+SIDES = 256
+
 #: What `reshape` does where memory lies otherwise than in the recording.
 _VIEWS = frozenset({"view", "_unsafe_view"})
 
@@ -88,9 +91,17 @@ class Plan:
     def side(self, axis: int, positions: Sequence[int]) -> Side:
         """Return one side of a block, kept for the other blocks that share it."""
         key = (axis, tuple(positions))
-        if key not in self._sides:
-            self._sides[key] = Side(axis, self.spans[axis], self.lengths[axis], list(positions))
-        return self._sides[key]
+        found = self._sides.get(key)
+        if found is None:
+            if len(self._sides) >= SIDES:  # a plan may serve many calls
+                self._sides.clear()
+                self._stages.clear()
+            found = self._sides[key] = Side(axis, self.spans[axis], self.lengths[axis], list(positions))
+        return found
+
+    def bytes(self) -> int:
+        """Return about how many bytes of weights its kernels lay out anew."""
+        return sum(node.params["kernel"].bytes() for node in self.graph.nodes if node.op in ("conv", "linear"))
 
     def fused(self) -> float:
         """Return which share of the multiplications is in kernels with folded batch norms or fused activations.
@@ -170,9 +181,10 @@ class Plan:
     def _on_full_maps(self, start: int, full: dict[int, Tensor], count: int) -> dict[int, Tensor]:
         """Run the nodes from ``start`` up to the tail on ``count`` positions, in parts that stay in the caches."""
         values = full
-        if (start, count) not in self._stages:
-            self._stages[start, count] = stages(self.graph, start, self.tail, count, self.last_use)
-        for first, last, step in self._stages[start, count]:
+        found = self._stages.get((start, count))
+        if found is None:
+            found = self._stages[start, count] = stages(self.graph, start, self.tail, count, self.last_use)
+        for first, last, step in found:
             parts = []
             for position in range(0, count, step):
                 part = {i: value[position : position + step] for i, value in values.items()} if step < count else values

@@ -23,7 +23,8 @@ _HIDE_NAN = frozenset({"relu", "hardtanh", "hardsigmoid"})
 #: Operations that make what is no number of finite numbers.
 _MAKE_NAN = frozenset(
     {"sqrt", "rsqrt", "log", "log2", "log10", "log1p", "logit", "xlogy", "lgamma", "digamma", "asin", "acos", "acosh",
-     "atanh", "pow", "div", "reciprocal", "fmod", "remainder"}
+     "atanh", "pow", "div", "reciprocal", "fmod", "remainder", "floor_divide", "erfinv", "exp", "exp2", "expm1", "sinh",
+     "cosh", "tan", "std", "var", "logsumexp", "prod", "cumprod"}
 )  # fmt: skip
 #: Operations that leave every element as it is.
 _SHAPES = frozenset({"view", "_unsafe_view", "unsqueeze", "squeeze", "permute", "transpose", "t"})
