@@ -221,8 +221,8 @@ Python {machine["python"]}. Nothing here has been measured on a GPU yet.
 `captum.attr.Occlusion` with the best of 1, 16 and 48 perturbations a step. *Bound*: what arithmetic allows, the
 multiplications of all maps over those of the changed rectangles. *Dense control*: our kernels with incremental
 inference off. *The model itself*: `engine="full"`. What exceeds the bound is owed to folded batch norms, fused
-activations, and batches that stay in the caches. *First call*: with the recording of the forward pass, which later
-calls with the same model and windows spare.
+activations, and batches that stay in the caches. *First call*: the first of the process, in which oneDNN
+prepares itself and the forward pass is recorded; later calls with the same model and windows spare that.
 
 {occlusion(occluded["rows"])}
 {families(named)}

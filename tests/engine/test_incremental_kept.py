@@ -203,6 +203,9 @@ def test_code_of_the_users_own_is_recorded_each_time(model, image, recorded, mon
     right(plain, image)
     assert len(recorded) == 6
     hook.remove()
+    traced = torch.fx.symbolic_trace(plain)
+    explain(traced, image)
+    assert traced not in kept_programs._programs
     monkeypatch.undo()
     explain(model, image)
     assert model not in kept_programs._programs

@@ -85,7 +85,8 @@ def _is_known(model: nn.Module) -> bool:
         own = vars(module)
         if any(own.get(name) for name in hooks) or "forward" in own:
             return False
-        if type(module).__module__.partition(".")[0] not in _LIBRARIES:
+        source = type(module).__module__
+        if source.partition(".")[0] not in _LIBRARIES or source.startswith("torch.fx"):  # which is anybody's code
             return False
     return True
 
