@@ -114,7 +114,4 @@ def thumbnail(values: Array, signed: bool) -> Image.Image:
 
 def reconstruction(values: Array, percentile: float) -> Image.Image:
     """Draw a projection [C, H, W] as an image around mid-grey, which is zero."""
-    values = figures.finite(values)[0]
-    shown = values if len(values) == 3 else values.mean(axis=0, keepdims=True).repeat(3, axis=0)
-    unit = figures.scaled(shown, figures.robust_limit(shown, percentile)) * 0.5 + 0.5
-    return Image.fromarray(np.round(np.moveaxis(unit, 0, -1) * 255).astype(np.uint8))
+    return figures.around_grey(figures.finite(values)[0], percentile=percentile).convert("RGB")

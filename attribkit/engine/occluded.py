@@ -38,10 +38,10 @@ ROWS = 32
 #: Memory for a batch where the machine does not say how much is free, and the most that is taken unasked.
 BATCH_BYTES = 1 << 29
 
-#: From how many times fewer multiplications on incremental inference is taken unasked …
+#: From how many times fewer multiplications on incremental inference is taken unasked.
 WORTH = 1.05
 
-#: … or from which share of them on in kernels that are faster than the model's own.
+#: From which share of the multiplications in kernels that do more than the model's own on it is taken unasked too.
 FUSED = 0.2
 
 #: Below this many windows the recording costs more than it saves.
@@ -196,9 +196,9 @@ class Occluded:
     def _record(self) -> Incremental:
         if self._recorded is not None:
             return self._recorded
-        inputs, observer = self.inputs, self.observer
+        inputs, observer, case = self.inputs, self.observer, self._case()
         if self.engine == "auto" and not observer.forward_kwargs:
-            known = _HOPELESS.get(observer.model, {}).get(self._case())
+            known = _HOPELESS.get(observer.model, {}).get(case)
             if known is not None:
                 raise NotReplayable(known)
         if any(isinstance(v, Tensor) and v.ndim and len(v) == len(inputs) for v in observer.forward_kwargs.values()):
@@ -212,7 +212,7 @@ class Occluded:
 
         # what a caller's function reads, or forward_kwargs do, need not be the same the next time
         lasting = not observer.forward_kwargs and not isinstance(observer.target, CallableTarget)
-        program = kept(observer.model, self._case()) if lasting else None
+        program = kept(observer.model, case) if lasting else None
         self._reused = program is not None
         recorded = Incremental(forward, inputs[:1], self.grid, self.fill, self.max_bytes, program)
         if self.engine == "auto" and recorded.plan.gain() < WORTH and recorded.plan.fused() < FUSED:
@@ -220,7 +220,7 @@ class Occluded:
         if isinstance(observer.target, CallableTarget):
             self._probe(recorded)
         if lasting and program is None and all(one.is_floating_point() for one in recorded.first.expected):
-            keep(observer.model, self._case(), recorded.program)
+            keep(observer.model, case, recorded.program)
         self._recorded = recorded
         return recorded
 

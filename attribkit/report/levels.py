@@ -135,7 +135,7 @@ def reached(signed: bool) -> Array:
     return np.clip(np.linspace(-1.0 if signed else 0.0, 1.0, LEVELS) / REACH, -1.0, 1.0)
 
 
-def around_grey(values: Array, limit: float | None = None) -> Image.Image:
+def around_grey(values: Array, limit: float | None = None, percentile: float = PERCENTILE) -> Image.Image:
     """Return a map [C, H, W] as an image around mid-grey, which is zero: brighter is positive, darker negative.
 
     Parameters
@@ -144,9 +144,11 @@ def around_grey(values: Array, limit: float | None = None) -> Image.Image:
         3 channels are drawn as red, green and blue, any other number as their grey mean.
     limit
         Where colours saturate; None: `robust_limit` of what is drawn.
+    percentile
+        The percentile that is, where no limit is given.
     """
     shown = values if len(values) == 3 else values.mean(axis=0, keepdims=True)
-    unit = scaled(shown, robust_limit(shown) if limit is None else limit) * 0.5 + 0.5
+    unit = scaled(shown, robust_limit(shown, percentile) if limit is None else limit) * 0.5 + 0.5
     pixels = np.round(np.moveaxis(unit, 0, -1) * 255).astype(np.uint8)
     return Image.fromarray(pixels if len(shown) == 3 else pixels[..., 0])
 

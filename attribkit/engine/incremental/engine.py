@@ -17,7 +17,7 @@ from attribkit.engine.incremental.blocks import bytes_per_position, cut
 from attribkit.engine.incremental.errors import NotReplayable
 from attribkit.engine.incremental.graph import ROWS, compare
 from attribkit.engine.incremental.patches import Clean
-from attribkit.engine.incremental.plan import Plan
+from attribkit.engine.incremental.plan import Plan, together
 from attribkit.engine.incremental.program import TOLERANCE, Program, tolerance
 from attribkit.engine.incremental.record import Ref, record
 from attribkit.engine.incremental.rewrite import rewrite
@@ -205,8 +205,7 @@ class Incremental:
                 yield [], None
                 continue
             with _alone():
-                joined = {i: torch.cat([part[i] for part in waiting]) for i in waiting[0]}
-                leaves = self.plan.finish(joined, len(places))
+                leaves = self.plan.finish(together(waiting), len(places))
                 self._check(image, places, leaves)
                 returned = tree_unflatten(leaves, self.plan.graph.spec)
             yield places, returned

@@ -42,7 +42,8 @@ _HOOKS = frozenset({dict, OrderedDict})  # a module has a dozen of them, empty a
 #: Tensors of fewer elements are put together before they are summed.
 _SMALL = 1 << 14
 
-#: So many sums there are of a tensor's elements, one of every so manieth: what changes places is seen.
+#: How many sums are made of a large tensor: each of the elements that lie this many places apart, so that what changes
+#: places is seen. A prime, unlike the sizes of layers.
 _COLUMNS = 8191
 
 _lock = threading.Lock()

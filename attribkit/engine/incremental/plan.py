@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from attribkit.engine.incremental import kernels
 from attribkit.engine.incremental.errors import NotReplayable
@@ -194,8 +194,8 @@ class Plan:
                     self._forget(number, node, part)
                 parts.append(part)
             # what is not used any more has gone from each part
-            values = parts[0] if len(parts) == 1 else {i: torch.cat([part[i] for part in parts]) for i in parts[0]}
-        return {i: values[i] for i in self._tail_inputs()}
+            values = together(parts)
+        return values
 
     def _occluded(self, chunk: Chunk, channels: int, height: int, width: int, fill: float) -> Tensor:
         """Return the input's patches; a window cut at the border is shorter than the rectangle around it."""
@@ -218,11 +218,6 @@ class Plan:
                 for held in values:
                     held.pop(index, None)
 
-    def _tail_inputs(self) -> list[int]:
-        made = {o for node in self.graph.nodes[: self.tail] for o in node.outputs if o is not None} | {0}
-        wanted = {i for node in self.graph.nodes[self.tail :] for i in node.inputs} | set(self.graph.results())
-        return sorted(made & wanted)
-
     def finish(self, values: dict[int, Tensor], count: int) -> list[Any]:
         """Run the tail on ``count`` positions and return the leaves of what the model returns."""
         values = dict(values)
@@ -238,9 +233,7 @@ class Plan:
             made = self.call(node, values, 1)
             values.update(made)
             found.update({i: value for i, value in made.items() if i in self.lengths[0]})
-            for index in node.inputs:
-                if self.last_use[index] == number:
-                    values.pop(index, None)
+            self._forget(number, node, values)
         return found
 
     def call(self, node: Node, values: dict[int, Tensor], count: int) -> dict[int, Tensor]:
@@ -269,12 +262,11 @@ class Plan:
         ]
         args, kwargs = tree_unflatten(leaves, node.spec)
         returned = torch.reshape(args[0], args[1]) if node.name in _VIEWS else node.function(*args, **kwargs)
-        outputs = [returned] if node.single else _leaves(returned)
+        outputs = [returned] if node.single else tree_leaves(list(returned))
         # what nothing takes is not kept: nobody would let go of it, and it may have no rows
         return {i: v for i, v in zip(node.outputs, outputs, strict=True) if i is not None and i in self.last_use}
 
 
-def _leaves(returned: Any) -> list[Any]:
-    from torch.utils._pytree import tree_flatten
-
-    return tree_flatten(list(returned))[0]
+def together(parts: Sequence[dict[int, Tensor]]) -> dict[int, Tensor]:
+    """Return the values of several lots of positions as those of all of them."""
+    return parts[0] if len(parts) == 1 else {i: torch.cat([part[i] for part in parts]) for i in parts[0]}

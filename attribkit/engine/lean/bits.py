@@ -12,7 +12,7 @@ from torch import Tensor
 from attribkit.engine.lean import store
 
 #: Elements of a block, a multiple of 8: small enough for the caches, large enough that the loop costs nothing.
-BLOCK = 1 << 17
+BLOCK = 1 << 19
 
 # numpy compares, packs and unpacks several times faster than torch does on the CPU
 _BY_NUMPY = (torch.float32, torch.float64)
