@@ -82,3 +82,16 @@ def test_a_page_that_the_server_has_forgotten_is_told_so():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "reload it, and its address restores the view" in found.stdout
+
+
+def test_what_a_stream_sends_last_changes_nothing():
+    """Gradio sends it once more when the stream has ended, when a later action may have changed the page."""
+    code = (
+        "import os; os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False';"
+        "import gradio as gr; from attribkit.app.ui import Page; from attribkit.app.shelf import Shelf;"
+        "page = Page(Shelf(['zfnet-fashion']));"
+        "sent = list(page._streamed(lambda session: iter([{'maps': 'drawn'}]))(object()));"
+        "assert sent[0] == {page.parts['maps']: 'drawn'}, sent;"
+        "assert list(sent[-1].values()) == [gr.skip()], sent"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
