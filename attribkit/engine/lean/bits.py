@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,14 @@ from torch import Tensor
 from attribkit.engine.lean import store
 
 #: Elements of a block, a multiple of 8: small enough for the caches, large enough that the loop costs nothing.
-BLOCK = 1 << 19
+BLOCK = 1 << 17
 
 # numpy compares, packs and unpacks several times faster than torch does on the CPU
 _BY_NUMPY = (torch.float32, torch.float64)
 # eight bytes of 0 or 1 in one integer, times this, have their bits in its uppermost byte, the first the highest
 _GATHER = 0x8040201008040201 - (1 << 64)
+# what has the bits of a floating-point number of so many bytes
+_INTEGERS = {2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64)}
 
 
 def above(flat: Tensor, low: float) -> Tensor:
@@ -35,29 +38,42 @@ def above(flat: Tensor, low: float) -> Tensor:
     Tensor
         uint8 [⌈n / 8⌉], the first element in the highest bit.
     """
-    return _packed(flat, lambda of, values: of.greater(values, low))
+    return _packed(flat, ("greater", low))
 
 
 def not_at_most(flat: Tensor, low: float) -> Tensor:
     """Pack where not ``value <= low``, which is where ``value > low`` or the value is no number."""
-    return _packed(flat, lambda of, values: of.less_equal(values, low)).bitwise_not_()
+    return _packed(flat, ("less_equal", low)).bitwise_not_()
 
 
 def between(flat: Tensor, low: float, high: float) -> Tensor:
     """Pack where ``low < value < high``."""
-    return _packed(flat, lambda of, values: of.greater(values, low) & of.less(values, high))
+    return _packed(flat, ("greater", low), ("less", high))
 
 
-def _packed(flat: Tensor, compared: Callable[[Any, Any], Any]) -> Tensor:
-    """Pack what ``compared(library, values)`` is, where the library is numpy or torch, as the values are."""
+def _packed(flat: Tensor, *tests: tuple[str, float]) -> Tensor:
+    """Pack where all tests hold: comparisons by name, torch's and numpy's alike, each with a number."""
     if flat.device.type != "cpu":
-        return pack_by_torch(compared(torch, flat))
+        masks = [getattr(torch, name)(flat, number) for name, number in tests]
+        return pack_by_torch(functools.reduce(torch.logical_and, masks))
     count = len(flat)
     found = store.empty(torch.Size([-(-count // 8)]), torch.uint8)
     packed = found.numpy()
+    # room for two masks that serves every block: fresh memory would cost as much as what is done in it
+    room = torch.empty((2, min(BLOCK, count)), dtype=torch.bool)
+    by_numpy = flat.dtype in _BY_NUMPY
+    library: Any = np if by_numpy else torch
     for start in range(0, count, BLOCK):
         block = flat[start : start + BLOCK].detach()
-        mask = compared(np, block.numpy()) if flat.dtype in _BY_NUMPY else compared(torch, block).numpy()
+        values: Any = block
+        mask, more = room[:, : len(block)]
+        if by_numpy:
+            values, mask, more = block.numpy(), mask.numpy(), more.numpy()
+        name, number = tests[0]
+        getattr(library, name)(values, number, out=mask)
+        for name, number in tests[1:]:
+            getattr(library, name)(values, number, out=more)
+            library.logical_and(mask, more, out=mask)
         packed[start // 8 : -(-(start + len(block)) // 8)] = np.packbits(mask)
     return found
 
@@ -82,6 +98,41 @@ def unpacked(packed: Tensor, count: int) -> Tensor:
     if packed.device.type != "cpu":
         return unpack_by_torch(packed, count)
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=count))
+
+
+def gated(signal: Tensor, packed: Tensor, out: Tensor, *, positive: bool = False) -> None:
+    """Write a signal on the CPU into ``out`` where a mask is 1, and 0 elsewhere.
+
+    Parameters
+    ----------
+    signal, out
+        [n] of one floating dtype; they may be the same tensor.
+    packed
+        The mask.
+    positive
+        Whether to write max(signal, 0) instead of the signal.
+    """
+    # bit by bit: what is no number, or infinite, or a signed zero passes as it is
+    integers, kind = _INTEGERS[signal.element_size()]
+    masks, count = _all_or_nothing(kind), len(signal)
+    # torch's own tensors are left to torch: what numpy has seen of them, torch will not overwrite again
+    block = torch.empty(min(BLOCK, -(-count // 8) * 8), dtype=integers)
+    rows = block.numpy().reshape(-1, 8)
+    passing = (out if positive else signal).view(integers)
+    results = out.view(integers)
+    for start in range(0, count, BLOCK):
+        stop = min(start + BLOCK, count)
+        octets = packed[start // 8 : -(-stop // 8)].numpy()
+        np.take(masks, octets, axis=0, out=rows[: len(octets)], mode="clip")
+        if positive:
+            torch.clamp_min(signal[start:stop], 0, out=out[start:stop])
+        torch.bitwise_and(passing[start:stop], block[: stop - start], out=results[start:stop])
+
+
+@functools.cache
+def _all_or_nothing(kind: Any) -> Any:
+    """Return for each of 256 octets its bits, each as an integer of all ones or of all zeros."""
+    return -np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(kind)
 
 
 def through(

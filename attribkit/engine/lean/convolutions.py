@@ -70,7 +70,7 @@ class Convolution(Step):
             return super().run(call)
         return self._in_parts(len(x), lambda part: call.function(x[part], *others, **call.kwargs))
 
-    def back(self, signal: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+    def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
         """Convolve with the transposed weights."""
         if self.rows >= len(signal) or torch.is_grad_enabled():
             return self._back(signal, kept[0])

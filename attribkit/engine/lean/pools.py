@@ -69,7 +69,7 @@ class MaxPool(Step):
         self.kept = (places,)
         return output
 
-    def back(self, signal: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+    def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
         """Put the signal at the switches."""
         rows = self._rows(signal) if signal.ndim == 4 and self.input.is_contiguous else 0
         if not rows or torch.is_grad_enabled():

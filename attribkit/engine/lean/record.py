@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from attribkit.engine.lean import convolutions, pools, rectifiers, weighted
+from attribkit.engine.lean.alone import holders, is_alone
 from attribkit.engine.lean.step import Step
 from attribkit.engine.ops import functions_named
 
@@ -33,6 +34,9 @@ _RULES: dict[str, Rule] = {
     "leaky_relu leaky_relu_": rectifiers.LeakyReLU.of,
     "max_pool2d": pools.MaxPool.of,
 }
+
+#: Elements of a signal below which its memory is not worth asking for.
+SMALL = 1 << 16
 
 #: Functions that differentiate: a model that calls one on its way up may ask for what lean steps have not kept.
 DIFFERENTIATES = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward})
@@ -71,6 +75,7 @@ class Lean:
         self._possible = all(isinstance(mode, (DeviceContext, *transparent)) for mode in modes)
         # those of the caller see what is kept; those that the model sets (checkpoints) expect autograd's own
         self._hooks = _saving_hooks()
+        is_alone.prepare()
 
     def differentiates(self, function: Any) -> None:
         """Raise `GraphWanted` where this function may need a part of the graph that has not been kept."""
@@ -140,9 +145,11 @@ class _Lean(torch.autograd.Function):
         if signal is None:
             return None, None, None, None
         step, site, kept = ctx.step, ctx.site, ctx.saved_tensors
-        if site is None:
-            with torch._C.DisableTorchFunction():
-                return step.back(signal, kept), None, None, None
-        with site.step_of(step, kept):
-            (carried,) = site.carry_all(signals)
+        with torch._C.DisableTorchFunction():
+            # in small signals there is nothing to be gained
+            alone = signal.numel() >= SMALL and not torch.is_grad_enabled() and is_alone(holders(signal))
+            carried = step.back(signal, kept, alone) if site is None else step.carried(site.layer, signal, kept, alone)
+        if carried is None and site is not None:
+            with site.step_of(step, kept):
+                (carried,) = site.carry_all(signals)
         return carried, None, None, None

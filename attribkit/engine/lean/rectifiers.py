@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor
 
+from attribkit.engine.layers import GatedRectify, Rectify
 from attribkit.engine.lean import bits
 from attribkit.engine.lean.standin import is_dense
 from attribkit.engine.lean.step import Step
 from attribkit.engine.splice import is_in_place
 
 if TYPE_CHECKING:
+    from attribkit.engine.inverse import InverseLayer
     from attribkit.engine.splice import FunctionCall
 
 
@@ -34,23 +36,34 @@ class PiecewiseLinear(Step):
         """Return the signal's way through a mask of 1 and 0."""
         raise NotImplementedError
 
+    def through(self, signal: Tensor, packed: Tensor, out: Tensor) -> None:
+        """Write a signal's way through a packed mask into ``out``, both [n], maybe the same."""
+        bits.through(signal, packed, out, self.derivative)
+
     def keep(self, output: Tensor) -> None:
         """Keep the mask."""
         self.shape = output.shape
         self.channels_last = not output.is_contiguous()
         self.kept = (self.open(self._flat(output)),)
 
-    def back(self, signal: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+    def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
         """Carry a signal back through the mask."""
         (packed,) = kept
-        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        out = torch.empty(self.shape, dtype=signal.dtype, device=signal.device, memory_format=memory_format)
-        if signal.is_contiguous(memory_format=memory_format) and not torch.is_grad_enabled():
-            bits.through(self._flat(signal), packed, self._flat(out), self.derivative)
+        if self._lies_alike(signal) and not torch.is_grad_enabled():
+            out = signal if alone else torch.empty_like(signal)
+            self.through(self._flat(signal), packed, self._flat(out))
             return out
         # a signal that lies otherwise: torch decides how the result does
-        self._flat(out).copy_(bits.unpacked(packed, self.shape.numel()))
-        return self.derivative(signal, out)
+        mask = torch.empty(self.shape, dtype=signal.dtype, device=signal.device, memory_format=self._memory_format)
+        self._flat(mask).copy_(bits.unpacked(packed, self.shape.numel()))
+        return self.derivative(signal, mask)
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def _lies_alike(self, signal: Tensor) -> bool:
+        return signal.is_contiguous(memory_format=self._memory_format)
 
     def _flat(self, tensor: Tensor) -> Tensor:
         return (tensor.detach().permute(0, 2, 3, 1) if self.channels_last else tensor.detach()).reshape(-1)
@@ -67,6 +80,28 @@ class ReLU(PiecewiseLinear):
     def open(self, flat: Tensor) -> Tensor:
         """Open above zero, and for what is no number."""
         return bits.not_at_most(flat, 0)
+
+    def through(self, signal: Tensor, packed: Tensor, out: Tensor, positive: bool = False) -> None:
+        """Write the signal, or the positive part of it, where it is open, else 0."""
+        if signal.device.type == "cpu":
+            bits.gated(signal, packed, out, positive=positive)
+        else:
+            super().through(signal.clamp(min=0) if positive else signal, packed, out)
+
+    def carried(
+        self, layer: InverseLayer, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False
+    ) -> Tensor | None:
+        """Rectify a signal as the deconvnet and guided backpropagation do."""
+        if torch.is_grad_enabled():
+            return None
+        if type(layer) is Rectify and alone:
+            return signal.clamp_(min=0)
+        if type(layer) is GatedRectify and self._lies_alike(signal):
+            (packed,) = kept
+            out = signal if alone else torch.empty_like(signal)
+            self.through(self._flat(signal), packed, self._flat(out), positive=True)
+            return out
+        return None
 
     def derivative(self, signal: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the signal where it is open, else 0."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from attribkit.engine.inverse import InverseLayer
     from attribkit.engine.splice import FunctionCall
 
 
@@ -30,9 +31,15 @@ class Step:
     def keep(self, output: Tensor) -> None:
         """Keep what the ordinary derivative takes from the output; not called where nobody will ask for it."""
 
-    def back(self, signal: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
-        """Carry a signal back by the ordinary derivative."""
+    def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
+        """Carry a signal back by the ordinary derivative; one that is alone may be overwritten."""
         raise NotImplementedError
+
+    def carried(
+        self, layer: InverseLayer, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False
+    ) -> Tensor | None:
+        """Do in one pass what a known inverse layer does to a signal; None where its `carry` is to do it."""
+        return None
 
     def switches(self, kept: tuple[Tensor, ...]) -> Tensor | None:
         """Return a max pool's switches, None for all else."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attribkit.engine.lean.standin import StandIn
+from attribkit.engine.lean import bits
+from attribkit.engine.lean.standin import StandIn, is_dense
 from attribkit.engine.lean.step import Step, is_fixed, many, named
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Linear(Step):
             return None
         return cls(weight)
 
-    def back(self, signal: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+    def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
         """Multiply by the transposed weights."""
         return signal.mm(kept[0])
 
@@ -63,9 +64,17 @@ class BatchNorm(Step):
             return None
         return cls(x, bound)
 
-    def back(self, signal: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
-        """Scale, as torch does it: one factor after the other, which rounds otherwise than their product."""
+    def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
+        """Scale, as torch does it: one factor after the other, which rounds otherwise than their product.
+
+        On the CPU torch reads the signal and the input once more, for the derivatives of what is fixed here. A large
+        signal is scaled here instead.
+        """
         mean, var, *weight = kept
+        if signal.numel() >= bits.BLOCK and not torch.is_grad_enabled() and self._is_simple(signal):
+            # torch takes the root in float64, too
+            factors = [(1 / (var.double() + self.eps).sqrt()).to(var.dtype), *weight]
+            return _scaled(signal, factors, signal if alone else torch.empty_like(signal))
         nothing = signal.new_empty(0)
         grads = torch.ops.aten.native_batch_norm_backward(
             signal,
@@ -80,6 +89,33 @@ class BatchNorm(Step):
             _ONLY_INPUT,
         )
         return grads[0]  # type: ignore[no-any-return]
+
+    def _is_simple(self, signal: Tensor) -> bool:
+        return (
+            signal.device.type == "cpu"
+            and signal.dtype in (torch.float32, torch.float64)
+            and (signal.shape, signal.stride()) == (self.input.shape, self.input.stride)
+            and is_dense(signal)
+        )
+
+
+def _scaled(signal: Tensor, factors: list[Tensor], out: Tensor) -> Tensor:
+    """Multiply by factors for each channel, one after the other, in blocks that stay in the caches."""
+    if signal.ndim > 2 and signal.is_contiguous():  # a row is a channel of a sample
+        rows, into = (tensor.flatten(2).flatten(0, 1) for tensor in (signal, out))
+        scales = [factor.repeat(len(signal))[:, None] for factor in factors]
+    else:  # a column is a channel
+        last = (0, 2, 3, 1) if signal.ndim == 4 else (0, 1)
+        rows, into = (tensor.permute(last).flatten(0, -2) for tensor in (signal, out))
+        scales = [factor.expand(len(rows), -1) for factor in factors]
+    step = max(1, bits.BLOCK * torch.get_num_threads() // rows.shape[1])
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        first, *others = (scale[part] for scale in scales)
+        place = torch.mul(rows[part], first, out=into[part])
+        for other in others:
+            place.mul_(other)
+    return out
 
 
 class AveragePool(Step):
@@ -115,6 +151,6 @@ class AveragePool(Step):
             return None
         return cls(x, torch.ops.aten._adaptive_avg_pool2d_backward, ())
 
-    def back(self, signal: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+    def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
         """Spread the signal over the windows."""
         return self.derivative(signal, self.input.beside(signal), *self.settings)  # type: ignore[no-any-return]
