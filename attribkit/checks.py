@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from attribkit.engine.tree import paths_of, tensors_of
 from attribkit.errors import InputError, InputTypeError, ModelError, UnknownOptionError, did_you_mean
 from attribkit.method import Method
 
@@ -34,22 +35,28 @@ def usable_model(model: Any) -> nn.Module:
             model = inner
         else:
             break
-    for path, module in model.named_modules():
-        name = f"{path!r} ({type(module).__name__})" if path else type(module).__name__
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ModelError(
-                f"model is scripted at {name}: its operations cannot be seen; pass the original torch.nn.Module"
-            )
-        if ".quantized" in type(module).__module__ and type(module).__module__.startswith("torch."):
-            raise ModelError(
-                f"model is quantised at {name}: quantised operations have no derivative; pass the float model"
-            )
-    for path, parameter in (*model.named_parameters(), *model.named_buffers()):
-        if torch.nn.parameter.is_lazy(parameter):
+    paths = paths_of(model)
+    for module, path in paths.items():
+        fault = _fault(type(module))
+        if fault is not None:
+            name = f"{path!r} ({type(module).__name__})" if path else type(module).__name__
+            raise ModelError(fault.format(name))
+    for module, name, tensor in tensors_of(paths):
+        path = f"{paths[module]}.{name}" if paths[module] else name
+        if torch.nn.parameter.is_lazy(tensor):
             raise ModelError(f"parameter {path!r} is not initialised yet: run the model once before it is explained")
-        if parameter.is_inference():
+        if tensor.is_inference():
             raise ModelError(f"{path!r} was created in inference mode: load the model outside torch.inference_mode()")
     return cast(nn.Module, model)
+
+
+def _fault(cls: type) -> str | None:
+    """Return why a module of this class cannot be walked, None where it can."""
+    if issubclass(cls, torch.jit.ScriptModule):
+        return "model is scripted at {}: its operations cannot be seen; pass the original torch.nn.Module"
+    if ".quantized" in cls.__module__ and cls.__module__.startswith("torch."):
+        return "model is quantised at {}: quantised operations have no derivative; pass the float model"
+    return None
 
 
 def check_inputs(inputs: Any) -> None:
@@ -70,6 +77,8 @@ def check_inputs(inputs: Any) -> None:
     if inputs.numel() == 0:
         raise InputError(f"inputs is empty: shape {tuple(inputs.shape)}")
     if inputs.is_meta:
+        return
+    if bool(torch.isfinite(inputs.detach().sum())):  # once over them, as is not true of what follows
         return
     finite = torch.isfinite(inputs)
     if not bool(finite.all()):

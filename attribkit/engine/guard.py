@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attribkit.engine.splice import first_tensor, is_in_place
+from attribkit.engine.tree import paths_of
 
 
 @contextmanager
@@ -27,10 +28,11 @@ def same_tensors(model: nn.Module, inputs: Tensor) -> Iterator[None]:
     inputs
         The caller's inputs.
     """
-    modules = list(model.modules())
+    modules = list(paths_of(model))
     buffers = _Buffers(modules)
     attributes = _Attributes(modules)
-    parameters = [(p, p.detach(), p.requires_grad, p.grad) for p in model.parameters()]
+    own = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
+    parameters = [(p, p.detach(), p.requires_grad, p.grad) for p in own.values()]
     guard = WriteGuard([p for p, _, _, _ in parameters])
     inputs_requires_grad, inputs_grad = inputs.requires_grad, inputs.grad if inputs.is_leaf else None
     try:
@@ -82,7 +84,7 @@ class _Attributes:
 
     def restore(self) -> None:
         for module in self.modules:
-            for name, value in list(_plain_tensors(module)):
+            for name, value in _plain_tensors(module):
                 before = self.kept.get((id(module), name))
                 if before is not None:
                     module.__dict__[name] = before
@@ -90,8 +92,15 @@ class _Attributes:
                     module.__dict__[name] = value.detach()
 
 
-def _plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((name, value) for name, value in module.__dict__.items() if isinstance(value, Tensor))
+def _plain_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    attributes = module.__dict__
+    return [
+        (name, attributes[name]) for name in attributes.keys() - _NO_TENSORS if isinstance(attributes[name], Tensor)
+    ]
+
+
+#: What every module has.
+_NO_TENSORS = frozenset(nn.Module().__dict__)
 
 
 class WriteGuard(TorchFunctionMode):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-
-# torch numbers hooks by a counter that two threads can read at once: both would get one number, one hook would be lost
-_lock = threading.Lock()
 
 
 @contextmanager
@@ -28,26 +24,24 @@ def hooked(modules: Iterable[nn.Module], enter: Callable[..., Any], leave: Calla
         What they return replaces the arguments and the output; None leaves them.
     """
     modules = list(modules)
-    handles: list[Any] = []
+    key: Any = object()  # no hook of anybody's has it; torch's numbers can be given to two threads at once
     try:
-        with _lock:
-            for module in modules:
-                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+        for module in modules:
+            # what torch's own `register_` methods do, but for the handles, two for each module, which take longer than
+            # all else; the notes come first: a call in another thread sees no hook, or a whole one
+            module._forward_pre_hooks_with_kwargs[key] = True
+            module._forward_hooks_with_kwargs[key] = True
+            module._forward_hooks_always_called[key] = True
+            module._forward_pre_hooks[key] = enter
+            module._forward_hooks[key] = leave
         yield
     finally:
-        with _lock:
-            for handle in handles:
-                handle.remove()
-            for module in modules:
-                _sweep(module, enter, leave)
-
-
-def _sweep(module: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
-    """Remove what an interrupt left between a hook's registration and the note of its handle."""
-    for hooks, own in ((module._forward_pre_hooks, enter), (module._forward_hooks, leave)):
-        for key in [key for key, hook in list(hooks.items()) if hook == own]:
-            hooks.pop(key, None)
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
-            module._forward_hooks_with_kwargs.pop(key, None)
-            module._forward_hooks_always_called.pop(key, None)
+        for module in modules:
+            for hooks in (
+                module._forward_pre_hooks,
+                module._forward_hooks,
+                module._forward_pre_hooks_with_kwargs,
+                module._forward_hooks_with_kwargs,
+                module._forward_hooks_always_called,
+            ):
+                hooks.pop(key, None)

@@ -41,6 +41,8 @@ class Operation:
         """Return the call's arguments by name, defaults filled in (positions as names where no signature is known)."""
         if self._simple is not None:
             defaults, required = self._simple
+            if not kwargs and len(required) <= len(args) <= len(defaults):  # those without a default come first
+                return {**defaults, **dict(zip(defaults, args, strict=False))}
             if len(args) <= len(defaults) and kwargs.keys() <= defaults.keys():
                 given = dict(zip(defaults, args, strict=False))
                 # `inspect` would take ten times as long, at every call of every operation
@@ -54,6 +56,11 @@ class Operation:
             bound.apply_defaults()
             return dict(bound.arguments)
         return {**{str(i): a for i, a in enumerate(args)}, **kwargs}
+
+    @functools.cached_property
+    def may_be_in_place(self) -> bool:
+        """Whether a call can say that it is to work in place."""
+        return self.signature is not None and "inplace" in self.signature.parameters
 
     @functools.cached_property
     def _simple(self) -> tuple[dict[str, Any], set[str]] | None:

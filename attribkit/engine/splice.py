@@ -255,7 +255,11 @@ def first_tensor(tree: Any) -> Tensor | None:
         parts = tree.values()
     else:
         return None
-    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+    for part in parts:
+        found = first_tensor(part)
+        if found is not None:
+            return found
+    return None
 
 
 def function_name(function: Any) -> str:
@@ -278,7 +282,7 @@ def is_in_place(operation: Operation | None, function: Any, args: tuple[Any, ...
         by_name = _in_place_by_name[function] = dunder if name.endswith("__") else name.endswith("_")
     if by_name or (kwargs and ("out" in kwargs or kwargs.get("inplace"))):
         return True
-    return operation is not None and bool(operation.bind(args, kwargs).get("inplace"))
+    return operation is not None and operation.may_be_in_place and bool(operation.bind(args, kwargs).get("inplace"))
 
 
 def pool_with_switches(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attribkit.engine.guard import same_tensors
 from attribkit.engine.intercept import paused_walks
+from attribkit.engine.tree import paths_of
 
 _lock = threading.RLock()
 # module -> [calls under way, its training flag before the first of them]; entries live only while a call does
@@ -27,7 +28,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
     The flags are set one by one: ``model.eval()`` may be overridden to do more than that.
     """
-    modules = list(model.modules())
+    modules = list(paths_of(model))
     entered: list[nn.Module] = []
     try:
         with _lock:

@@ -27,6 +27,7 @@ from attribkit.engine.origin import mark_model_error
 from attribkit.engine.sites import Names, Site, unknown_layer
 from attribkit.engine.splice import FunctionCall, Splice, Splicer, first_tensor, module_params
 from attribkit.engine.table import Table
+from attribkit.engine.tree import paths_of
 from attribkit.errors import InputError, MethodError
 
 
@@ -129,7 +130,7 @@ class Walk:
         self.complete = False
         self.plain_graph = True
         self._image: tuple[int, ...] | None = None
-        self.paths = {module: path for path, module in model.named_modules()}
+        self.paths = paths_of(model)
         self.layouts = Layouts(model, active=layouts or bool(self.layers))
         self._names = Names(set(self.paths.values()))
         self._stack: list[_Frame] = []

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attribkit as ak
 from attribkit.engine.invert import leaf, vocabulary
-from attribkit.engine.lean import bits, convolutions, pools
+from attribkit.engine.lean import bits, convolutions, pools, store
 from attribkit.engine.lean.record import _Lean
 from attribkit.engine.lean.standin import StandIn
 from attribkit.engine.walk import Walk
@@ -147,7 +147,7 @@ def test_an_infinite_signal_is_stopped():
 
 def test_in_parts_as_as_a_whole(monkeypatch):
     """Large maps go in parts of the batch: small ones here, with the limits set low; not to the bit on any machine."""
-    monkeypatch.setattr(convolutions, "LARGE", 4096)
+    monkeypatch.setattr(store, "LARGE", 4096)
     monkeypatch.setattr(pools, "_PART", 4096)
     monkeypatch.setattr(bits, "BLOCK", 64)
     step = convolutions.Convolution(image(7, C, 11, 10), W, {**SETTINGS, "bias": None})
@@ -165,7 +165,7 @@ SETTINGS = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1}
 
 
 def test_a_convolution_of_one_by_one_stays_whole(monkeypatch):
-    monkeypatch.setattr(convolutions, "LARGE", 1)
+    monkeypatch.setattr(store, "LARGE", 1)
     x = image(7, C, 11, 10)
     assert convolutions.Convolution(x, W[:, :, :1, :1], {**SETTINGS, "bias": None}).rows == 7
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from attribkit.engine.lean import store
 
 #: Elements of a block, a multiple of 8: small enough for the caches, large enough that the loop costs nothing.
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 
 # numpy compares, packs and unpacks several times faster than torch does on the CPU
 _BY_NUMPY = (torch.float32, torch.float64)
@@ -56,26 +57,64 @@ def _packed(flat: Tensor, *tests: tuple[str, float]) -> Tensor:
     if flat.device.type != "cpu":
         masks = [getattr(torch, name)(flat, number) for name, number in tests]
         return pack_by_torch(functools.reduce(torch.logical_and, masks))
-    count = len(flat)
-    found = store.empty(torch.Size([-(-count // 8)]), torch.uint8)
+    count = flat.shape[0]
+    found = store.kept(torch.Size([-(-count // 8)]), torch.uint8)
     packed = found.numpy()
-    # room for two masks that serves every block: fresh memory would cost as much as what is done in it
-    room = torch.empty((2, min(BLOCK, count)), dtype=torch.bool)
-    by_numpy = flat.dtype in _BY_NUMPY
-    library: Any = np if by_numpy else torch
+    library, values, room = torch, flat.detach(), _room.masks(min(BLOCK, count))  # type: Any, Any, Any
+    if flat.dtype in _BY_NUMPY:
+        library, values, room = np, _array(values), room.numpy()
     for start in range(0, count, BLOCK):
-        block = flat[start : start + BLOCK].detach()
-        values: Any = block
-        mask, more = room[:, : len(block)]
-        if by_numpy:
-            values, mask, more = block.numpy(), mask.numpy(), more.numpy()
-        name, number = tests[0]
-        getattr(library, name)(values, number, out=mask)
-        for name, number in tests[1:]:
-            getattr(library, name)(values, number, out=more)
-            library.logical_and(mask, more, out=mask)
-        packed[start // 8 : -(-(start + len(block)) // 8)] = np.packbits(mask)
+        block = values[start : start + BLOCK]
+        mask, more = room[0, : block.shape[0]], room[1, : block.shape[0]]
+        for number, (name, bound) in enumerate(tests):
+            getattr(library, name)(block, bound, out=more if number else mask)
+            if number:
+                library.logical_and(mask, more, out=mask)
+        packed[start // 8 : -(-(start + block.shape[0]) // 8)] = np.packbits(mask)
     return found
+
+
+class _Room(threading.local):
+    """Memory for the blocks of each thread: taken anew for each mask it would cost as much as the mask itself."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def masks(self, count: int) -> Tensor:
+        """Return room for two masks, bool [2, count]."""
+        return self._of(2 * count).view(torch.bool).view(2, count)
+
+    def integers(self, count: int, dtype: torch.dtype) -> Tensor:
+        """Return room for integers [count]."""
+        return self._of(count * dtype.itemsize).view(dtype)
+
+    def _of(self, size: int) -> Tensor:
+        if self._bytes.shape[0] < size:
+            self._bytes = torch.empty(size, dtype=torch.uint8)
+        return self._bytes[:size]
+
+
+_room = _Room()
+
+
+class _Memory:
+    """A tensor's memory for numpy, by numpy's own protocol: `Tensor.numpy` would mark the memory as shared for good."""
+
+    def __init__(self, flat: Tensor, dtype: Any) -> None:
+        self._flat = flat
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(flat.shape),
+            "typestr": np.dtype(dtype).str,
+            "data": (flat.data_ptr(), False),
+        }
+
+
+def _array(flat: Tensor, dtype: Any = None) -> Any:
+    """Return a tensor's memory [n] as an array, of another dtype of the same size if one is given."""
+    if dtype is None:
+        dtype = np.float64 if flat.dtype == torch.float64 else np.float32
+    return np.asarray(_Memory(flat, dtype))
 
 
 def pack_by_torch(mask: Tensor) -> Tensor:
@@ -114,19 +153,18 @@ def gated(signal: Tensor, packed: Tensor, out: Tensor, *, positive: bool = False
     """
     # bit by bit: what is no number, or infinite, or a signed zero passes as it is
     integers, kind = _INTEGERS[signal.element_size()]
-    masks, count = _all_or_nothing(kind), len(signal)
-    # torch's own tensors are left to torch: what numpy has seen of them, torch will not overwrite again
-    block = torch.empty(min(BLOCK, -(-count // 8) * 8), dtype=integers)
-    rows = block.numpy().reshape(-1, 8)
-    passing = (out if positive else signal).view(integers)
-    results = out.view(integers)
+    masks, octets, count = _all_or_nothing(kind), packed.numpy(), signal.shape[0]
+    block = _room.integers(min(BLOCK, -(-count // 8) * 8), integers).numpy()
+    rows = block.reshape(-1, 8)
+    results = _array(out, kind)
+    passing = results if positive else _array(signal, kind)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
-        octets = packed[start // 8 : -(-stop // 8)].numpy()
-        np.take(masks, octets, axis=0, out=rows[: len(octets)], mode="clip")
         if positive:
             torch.clamp_min(signal[start:stop], 0, out=out[start:stop])
-        torch.bitwise_and(passing[start:stop], block[: stop - start], out=results[start:stop])
+        eights = octets[start // 8 : -(-stop // 8)]
+        np.take(masks, eights, axis=0, out=rows[: len(eights)], mode="clip")
+        np.bitwise_and(passing[start:stop], block[: stop - start], out=results[start:stop])
 
 
 @functools.cache
@@ -149,7 +187,7 @@ def through(
     derivative
         ``derivative(signal, mask, out)`` for a block, the mask 0 or 1 in the signal's dtype.
     """
-    count = len(signal)
+    count = signal.shape[0]
     block = BLOCK if signal.device.type == "cpu" else -(-count // 8) * 8
     floats = torch.empty(min(block, count), dtype=signal.dtype, device=signal.device)
     for start in range(0, count, block):

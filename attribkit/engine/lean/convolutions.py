@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from attribkit.engine.lean import store
 from attribkit.engine.lean.standin import StandIn
 from attribkit.engine.lean.step import Step, is_fixed, many, named
 
 if TYPE_CHECKING:
     from attribkit.engine.splice import FunctionCall
 
-#: Bytes from which on a convolution's input or output goes in parts: allocators hand memory of that size back to the
-#: system at once and take it anew, page by page, which costs a fifth of the convolution's own time.
-LARGE = 1 << 25
+_backward = torch.ops.aten.convolution_backward.default
 
 
 class Convolution(Step):
@@ -53,7 +52,7 @@ class Convolution(Step):
     def _rows(self, x: Tensor, weight: Tensor) -> int:
         """Return how many samples go at once."""
         if x.device.type != "cpu" or x.ndim != 4 or not x.is_contiguous() or 1 in weight.shape[2:]:
-            return len(x)
+            return x.shape[0]
         height, width = (
             (size + 2 * p - d * (k - 1) - 1) // s + 1
             for size, k, s, p, d in zip(
@@ -61,31 +60,31 @@ class Convolution(Step):
             )
         )
         sample = x.element_size() * max(x[0].numel(), weight.shape[0] * height * width)
-        return max(1, LARGE // 2 // sample) if sample * len(x) >= LARGE else len(x)
+        return max(1, store.LARGE // 2 // sample) if sample * x.shape[0] >= store.LARGE else x.shape[0]
 
     def run(self, call: FunctionCall) -> Tensor:
         """Run the operation as it was called, in parts where it is large."""
         x, *others = call.args
-        if self.rows >= len(x):
+        if self.rows >= x.shape[0]:
             return super().run(call)
-        return self._in_parts(len(x), lambda part: call.function(x[part], *others, **call.kwargs))
+        return self._in_parts(x.shape[0], lambda part: call.function(x[part], *others, **call.kwargs))
 
     def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
         """Convolve with the transposed weights."""
-        if self.rows >= len(signal) or torch.is_grad_enabled():
+        if self.rows >= signal.shape[0] or torch.is_grad_enabled():
             return self._back(signal, kept[0])
-        return self._in_parts(len(signal), lambda part: self._back(signal[part], kept[0]))
+        return self._in_parts(signal.shape[0], lambda part: self._back(signal[part], kept[0]))
 
     def _back(self, signal: Tensor, weight: Tensor) -> Tensor:
         settings = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups)
         x = self.input.beside(signal)
         only_input = [True, False, False]
-        grads = torch.ops.aten.convolution_backward(signal, x, weight, self.bias, *settings, only_input)
+        grads = _backward(signal, x, weight, self.bias, *settings, only_input)
         return grads[0]  # type: ignore[no-any-return]
 
     def _in_parts(self, count: int, work: Callable[[slice], Tensor]) -> Tensor:
         first = work(slice(0, self.rows))
-        whole = first.new_empty((count, *first.shape[1:]))
+        whole = store.on_large_pages(first.new_empty((count, *first.shape[1:])))
         whole[: self.rows] = first
         del first
         for start in range(self.rows, count, self.rows):

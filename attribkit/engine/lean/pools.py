@@ -53,19 +53,16 @@ class MaxPool(Step):
         rows = self._rows(x)
         if not rows:
             output, switches, _ = splice.pool_with_switches(call.operation, call.function, call.args, call.kwargs)
-            with torch._C.DisableTorchFunction():  # nobody else's business
-                self.kept = (self._places(switches, torch.empty_like(switches, dtype=self._kind)),)
+            self.kept = (self._places(switches, torch.empty_like(switches, dtype=self._kind)),)
             return output
         for start in range(0, len(x), rows):
-            with torch._C.DisableTorchFunction():
-                part = x[start : start + rows].contiguous(memory_format=torch.channels_last)
+            part = x[start : start + rows].contiguous(memory_format=torch.channels_last)
             values, switches, _ = splice.pool_with_switches(call.operation, call.function, (part, *others), call.kwargs)
-            with torch._C.DisableTorchFunction():
-                if not start:
-                    output = x.new_empty((len(x), *values.shape[1:]))
-                    places = store.empty(output.shape, self._kind)
-                output[start : start + rows] = values
-                self._places(switches, places[start : start + rows])
+            if not start:
+                output = store.on_large_pages(x.new_empty((len(x), *values.shape[1:])))
+                places = store.kept(output.shape, self._kind)
+            output[start : start + rows] = values
+            self._places(switches, places[start : start + rows])
         self.kept = (places,)
         return output
 
@@ -74,7 +71,7 @@ class MaxPool(Step):
         rows = self._rows(signal) if signal.ndim == 4 and self.input.is_contiguous else 0
         if not rows or torch.is_grad_enabled():
             return self._back(signal, self.switches(kept))
-        whole = signal.new_empty(self.input.shape)
+        whole = store.on_large_pages(signal.new_empty(self.input.shape))
         for start in range(0, len(signal), rows):
             part = slice(start, start + rows)
             self._back(signal[part], self.switches((kept[0][part],)), grad_input=whole[part])

@@ -127,7 +127,11 @@ class _Lean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Step, call: FunctionCall, site: SiteCall | None) -> Tensor:
-        output = step.run(call)
+        if step.in_place:  # the caller's modes guard what is written to
+            output = call.run()
+        else:
+            with torch._C.DisableTorchFunction():
+                output = step.run(call)
         if output is x:
             ctx.mark_dirty(x)
         if site is None or not site.layer.signal_only:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attribkit.engine.layers import GatedRectify, Rectify
-from attribkit.engine.lean import bits
+from attribkit.engine.lean import bits, store
 from attribkit.engine.lean.standin import is_dense
 from attribkit.engine.lean.step import Step
 from attribkit.engine.splice import is_in_place
@@ -28,6 +28,10 @@ class PiecewiseLinear(Step):
     channels_last = False
     shape: torch.Size
 
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """Write the output into ``out``, by the kernel that the call itself uses."""
+        raise NotImplementedError
+
     def open(self, flat: Tensor) -> Tensor:
         """Return the packed mask of the output's elements [n]."""
         raise NotImplementedError
@@ -39,6 +43,15 @@ class PiecewiseLinear(Step):
     def through(self, signal: Tensor, packed: Tensor, out: Tensor) -> None:
         """Write a signal's way through a packed mask into ``out``, both [n], maybe the same."""
         bits.through(signal, packed, out, self.derivative)
+
+    def run(self, call: FunctionCall) -> Tensor:
+        """Run the operation as it was called, into memory made ready for it where it is large."""
+        x = call.args[0]
+        if not store.is_large(x):
+            return super().run(call)
+        out = store.on_large_pages(torch.empty_like(x))
+        self.write(x, out)
+        return out
 
     def keep(self, output: Tensor) -> None:
         """Keep the mask."""
@@ -75,7 +88,11 @@ class ReLU(PiecewiseLinear):
     @classmethod
     def of(cls, x: Tensor, call: FunctionCall) -> Step | None:
         """Return the step of a call, None where it is not known."""
-        return cls() if _is_plain(x, call) else None
+        return _plain(cls(), x, call)
+
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """Write the positive part."""
+        torch.clamp_min(x, 0, out=out)
 
     def open(self, flat: Tensor) -> Tensor:
         """Open above zero, and for what is no number."""
@@ -119,10 +136,8 @@ class Hardtanh(ReLU):
     @classmethod
     def of(cls, x: Tensor, call: FunctionCall) -> Step | None:
         """Return the step of a call, None where it is not known."""
-        if not _is_plain(x, call):
-            return None
         if call.operation.name == "relu6":
-            return cls(0.0, 6.0)
+            return _plain(cls(0.0, 6.0), x, call)
         bound = call.operation.bind(call.args, call.kwargs)
         low, high = bound.get("min_val"), bound.get("max_val")
         if not (_is_number(low) and _is_number(high)):
@@ -131,7 +146,11 @@ class Hardtanh(ReLU):
         # round does not tell an input just inside from one beyond
         half = x.dtype in (torch.float16, torch.bfloat16)
         rounded = half and any(torch.tensor(end, dtype=x.dtype, device="cpu").item() != end for end in (low, high))
-        return cls(low, high) if not rounded else None
+        return _plain(cls(low, high), x, call) if not rounded else None
+
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """Write what lies between the ends."""
+        torch.ops.aten.hardtanh.out(x, self.low, self.high, out=out)
 
     def open(self, flat: Tensor) -> Tensor:
         """Open between the ends; closed for what is no number.
@@ -153,7 +172,11 @@ class LeakyReLU(PiecewiseLinear):
         """Return the step of a call, None where it is not known."""
         slope = call.operation.bind(call.args, call.kwargs).get("negative_slope")
         # with a negative slope the output's sign says nothing
-        return cls(slope) if _is_plain(x, call) and _is_number(slope) and slope >= 0 else None
+        return _plain(cls(slope), x, call) if _is_number(slope) and slope >= 0 else None
+
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """Write the value, times the slope below zero."""
+        torch.ops.aten.leaky_relu.out(x, self.slope, out=out)
 
     def open(self, flat: Tensor) -> Tensor:
         """Open above zero."""
@@ -167,12 +190,12 @@ class LeakyReLU(PiecewiseLinear):
         return function(signal, mask, self.slope, False, grad_input=out)  # type: ignore[no-any-return]
 
 
-def _is_plain(x: Tensor, call: FunctionCall) -> bool:
-    """Tell whether the output will lie in memory without gaps, and where it is the input, be no view of another."""
-    dense = is_dense(x)
-    if not dense or not (x._is_view() or x.is_leaf):
-        return dense
-    return not is_in_place(call.operation, call.function, call.args, call.kwargs)
+def _plain(step: PiecewiseLinear, x: Tensor, call: FunctionCall) -> Step | None:
+    """Return a step if the output will lie in memory without gaps, and where it is the input, be no view of another."""
+    step.in_place = is_in_place(call.operation, call.function, call.args, call.kwargs)
+    if not is_dense(x) or (step.in_place and (x._is_view() or x.is_leaf)):
+        return None
+    return step
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -39,7 +39,7 @@ class StandIn:
         convolutions), else in fresh memory that nobody reads. The signal's storage is not asked for its size: once it
         has been an object of Python's, autograd no longer adds to it in place.
         """
-        shape = (len(signal), *self.shape[1:])
+        shape = (signal.shape[0], *self.shape[1:])
         span = 1 + sum((size - 1) * step for size, step in zip(shape, self.stride, strict=True))
         room = signal.numel() if is_dense(signal) else 0
         if room >= span and (signal.dtype, signal.device) == (self.dtype, self.device):

@@ -19,9 +19,12 @@ class Step:
     ----------
     kept : tuple of Tensor
         What the way back needs, set by `run` at the latest and then handed to autograd.
+    in_place : bool
+        Whether the call changes its input: it is then made as it is, without `run`.
     """
 
     kept: tuple[Tensor, ...] = ()
+    in_place = False
 
     def run(self, call: FunctionCall) -> Tensor:
         """Run the operation as it was called and return its output."""

@@ -1,18 +1,25 @@
-"""Memory for what is kept."""
+"""Memory: for what is kept, and for large results."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import mmap
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+#: Bytes from which on allocators take a tensor's memory from the system anew, and hand it back at once, page by page:
+#: that costs several times as much as what is then written there, and a fifth of a convolution's own time.
+LARGE = 1 << 25
 
 #: Bytes below which a map of its own is not worth its pages.
 _SMALL = 1 << 16
 
 
-def empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def kept(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Return a tensor on the CPU for small integers that stay until the way back.
 
     It lies in a memory map of its own: between the activations, which come and go, it would split the heap, and with
@@ -24,5 +31,36 @@ def empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     if sys.platform == "win32":
         memory = mmap.mmap(-1, size)
     else:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0))
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def is_large(tensor: Tensor) -> bool:
+    """Tell whether a tensor's memory, or that of one of its size, is worth asking for large pages."""
+    return tensor.device.type == "cpu" and tensor.numel() * tensor.element_size() >= LARGE
+
+
+def on_large_pages(fresh: Tensor) -> Tensor:
+    """Return a tensor nothing has been written to yet, its memory on large pages where it is large and there are any.
+
+    The system then hands out a five-hundredth as many of them. The memory stays torch's own, and torch's to free.
+    """
+    if is_large(fresh) and (advise := _advise()) is not None:
+        start = fresh.data_ptr()
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (start + fresh.numel() * fresh.element_size() - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        advise(first, size, mmap.MADV_HUGEPAGE)
+    return fresh
+
+
+@functools.cache
+def _advise() -> Callable[[int, int, int], int] | None:
+    """Return the C library's ``madvise``, None where the system has no large pages to ask for."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    try:
+        function = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return None
+    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
+    return function  # type: ignore[no-any-return]

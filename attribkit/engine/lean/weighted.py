@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attribkit.engine.lean import bits
+from attribkit.engine.lean import bits, store
 from attribkit.engine.lean.standin import StandIn, is_dense
 from attribkit.engine.lean.step import Step, is_fixed, many, named
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from attribkit.engine.splice import FunctionCall
 
 _ONLY_INPUT = [True, False, False]
+_batch_norm_into = torch.ops.aten.native_batch_norm.out
+_batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 
 
 class Linear(Step):
@@ -64,6 +66,18 @@ class BatchNorm(Step):
             return None
         return cls(x, bound)
 
+    def run(self, call: FunctionCall) -> Tensor:
+        """Run the operation as it was called, into memory made ready for it where it is large."""
+        x = call.args[0]
+        if not store.is_large(x) or not is_dense(x):
+            return super().run(call)
+        mean, var, *weight = self.kept
+        bias = call.operation.bind(call.args, call.kwargs)["bias"]
+        out = store.on_large_pages(torch.empty_like(x))
+        unused = {"save_mean": out.new_empty(0), "save_invstd": out.new_empty(0)}
+        _batch_norm_into(x, weight[0] if weight else None, bias, mean, var, False, 0.0, self.eps, out=out, **unused)
+        return out
+
     def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
         """Scale, as torch does it: one factor after the other, which rounds otherwise than their product.
 
@@ -76,7 +90,7 @@ class BatchNorm(Step):
             factors = [(1 / (var.double() + self.eps).sqrt()).to(var.dtype), *weight]
             return _scaled(signal, factors, signal if alone else torch.empty_like(signal))
         nothing = signal.new_empty(0)
-        grads = torch.ops.aten.native_batch_norm_backward(
+        grads = _batch_norm_backward(
             signal,
             self.input.beside(signal),
             weight[0] if weight else None,
@@ -141,7 +155,7 @@ class AveragePool(Step):
             bound["count_include_pad"],
             bound["divisor_override"],
         )
-        return cls(x, torch.ops.aten.avg_pool2d_backward, settings)
+        return cls(x, torch.ops.aten.avg_pool2d_backward.default, settings)
 
     @classmethod
     def of_adaptive(cls, x: Tensor, call: FunctionCall) -> Step | None:
@@ -149,7 +163,7 @@ class AveragePool(Step):
         bound = named(call, "output_size")
         if bound is None or bound["output_size"] in (1, (1, 1), [1, 1], (1,), [1]):
             return None
-        return cls(x, torch.ops.aten._adaptive_avg_pool2d_backward, ())
+        return cls(x, torch.ops.aten._adaptive_avg_pool2d_backward.default, ())
 
     def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
         """Spread the signal over the windows."""
