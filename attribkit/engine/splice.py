@@ -32,7 +32,7 @@ class Splice:
     versions: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class FunctionCall:
     """A call of a known function, about to run."""
 
@@ -249,8 +249,9 @@ def first_tensor(tree: Any) -> Tensor | None:
     """Return the first floating-point tensor of nested tuples, lists and dicts, None where there is none."""
     if isinstance(tree, Tensor):
         return tree if tree.is_floating_point() else None
+    parts: Any
     if isinstance(tree, (list, tuple)):
-        parts: Any = tree
+        parts = tree
     elif isinstance(tree, dict):
         parts = tree.values()
     else:

@@ -92,8 +92,8 @@ class Table:
 
     def find(self, name: str, kind: str, module: nn.Module | None = None, function: Any = None) -> InverseLayer | None:
         """Return the inverse layer for a site, None where the table has none (it keeps its ordinary derivative)."""
-        found = self.by_name(name)
-        if found is None and module is not None:
+        found = self.by_name(name) if self.names else None
+        if found is None and module is not None and self.classes:
             found = self.by_class(type(module))
         if found is None and function is not None and self.functions:
             found = self.functions.get(function)

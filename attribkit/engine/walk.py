@@ -35,7 +35,7 @@ class StopForward(BaseException):
     """Ends the forward pass at the layer asked for; not an Exception, so that no model's handler swallows it."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Frame:
     """A module call under way."""
 
@@ -278,11 +278,11 @@ class Walk:
             return None
         with torch._C.DisableTorchFunction():  # our own tensor calls are no sites
             replaced = None
-            inner = first_tensor(output)
+            inner = value = first_tensor(output)
             if frame.pending is not None:
                 output, attached = self.splicer.finish(frame.pending, output, whole=True)
                 replaced = output if attached else None
-            value = first_tensor(output)
+                value = first_tensor(output)
             if frame.whole and self.layouts.active and value is not None and self.layouts.channel(value) is None:
                 self.layouts.inherit([inner, *tree_flatten(call[:-1])[0]], value)
             if frame.site is not None:  # what the module returns, which may be the operation's result rearranged
@@ -351,14 +351,14 @@ class Walk:
         call = FunctionCall(operation, function, args, kwargs)
         output, attached = self.splicer.run(name, kind, module, layer, call)
         with torch._C.DisableTorchFunction():  # our own looks at tensors are no sites
-            value = first_tensor(output)
+            source, value = first_tensor(args), first_tensor(output)
             self.layouts.after(kind, operation.name, args, kwargs, value)
             site = Site(
                 name,
                 kind,
                 type(module).__name__ if module is not None else f"{operation.name}()",
                 frame.path,
-                input_shape=_shape_of(first_tensor((args, kwargs))),
+                input_shape=_shape_of(source if source is not None else first_tensor(kwargs)),
                 output_shape=_shape_of(value),
                 layout=self.layouts.of(value),
                 inverse_layer=layer if attached or not self._live else None,
