@@ -170,13 +170,15 @@ def starts(size: int, window: int, stride: int) -> list[int]:
 
 def spread(drops: Tensor, grid: tuple[Spans, Spans], height: int, width: int) -> Tensor:
     """Return per pixel the mean of the windows' drops [N, rows, columns] over the windows that cover it: [N, H, W]."""
-    total = drops.new_zeros(len(drops), height, width)
-    count = drops.new_zeros(height, width)
+    across, wide = drops.new_zeros(*drops.shape[:2], width), drops.new_zeros(width)
+    for j, (left, right) in enumerate(zip(*grid[1], strict=True)):
+        across[:, :, left:right] += drops[:, :, j, None]
+        wide[left:right] += 1
+    total, high = drops.new_zeros(len(drops), height, width), drops.new_zeros(height)
     for i, (top, bottom) in enumerate(zip(*grid[0], strict=True)):
-        for j, (left, right) in enumerate(zip(*grid[1], strict=True)):
-            total[:, top:bottom, left:right] += drops[:, i, j, None, None]
-            count[top:bottom, left:right] += 1
-    return total / count.clamp(min=1)
+        total[:, top:bottom] += across[:, i, None]
+        high[top:bottom] += 1
+    return total / (high[:, None] * wide).clamp(min=1)
 
 
 def _sides(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from attribkit.engine.incremental.plan import COVERED, Plan
+from attribkit.engine.incremental.plan import COVERED, SIDES, Plan
 
 #: What one operation on a small batch costs beside its arithmetic, in multiplications (measured on ResNet18).
 _OVERHEAD = 2e7
@@ -35,6 +35,15 @@ def cut(plan: Plan, axis: int, positions: list[int], most: int) -> list[list[int
     list of list of int
         The groups, each ascending. Positions far apart may share one: near opposite borders rectangles are cut alike.
     """
+    key = (axis, tuple(positions), most)
+    if key not in plan.cuts:
+        if len(plan.cuts) >= SIDES:
+            plan.cuts.clear()
+        plan.cuts[key] = _cut(plan, axis, positions, most)
+    return plan.cuts[key]
+
+
+def _cut(plan: Plan, axis: int, positions: list[int], most: int) -> list[list[int]]:
     count = len(positions)
     weights, lengths = [], []
     for number, node in enumerate(plan.graph.nodes):

@@ -129,15 +129,18 @@ class Incremental:
         return program, returned, Image(_clean(program, image), checked, expected)
 
     def _again(self, image: Tensor) -> tuple[Any, Image]:
-        """Run the model on the image and one occluded copy; return what it returns for the image, and the image."""
+        """Run the model on one occluded copy; return what the program returns for the image, and the image."""
         program = self.program
         seed = zlib.crc32(image.detach().cpu().contiguous().numpy().tobytes())  # each image is compared at its own
         places = self._draw(1, seed, self._everywhere())
-        leaves, spec = tree_flatten(self.function(torch.cat([image, self.occluded(image, places)])))
+        leaves, spec = tree_flatten(self.function(self.occluded(image, places)))
         if spec != program.plan.graph.spec:
             raise NotReplayable("the forward pass returns something else than before")
-        returned = tree_unflatten([leaf[:1] if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
-        return returned, Image(_clean(program, image), places, [leaves[k][1:] for k in program.compared])
+        with _alone():
+            maps, values = program.plan.maps(image)
+            returned = tree_unflatten(program.plan.finish(values, 1), spec)
+            clean = Clean(program.plan.graph, maps)
+        return returned, Image(clean, places, [leaves[k] for k in program.compared])
 
     def occluded(self, image: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
         """Return occluded copies of an image [1, C, H, W], one for each place (row, column) of the grid."""
@@ -234,7 +237,7 @@ class Incremental:
 
 def _clean(program: Program, image: Tensor) -> Clean:
     with _alone():
-        return Clean(program.plan.graph, program.plan.maps(image))
+        return Clean(program.plan.graph, program.plan.maps(image)[0])
 
 
 @contextmanager

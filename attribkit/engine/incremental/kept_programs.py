@@ -115,9 +115,9 @@ def fingerprint(model: nn.Module) -> list[Any]:
                     found.append(value)
                 elif name not in _APART and not (type(value) in _HOOKS and not value):
                     _look(value, found, tensors, seen, _DEPTH)
-        found += map(_place, tensors)
         # whoever watches the model's operations is shown none of these
         with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
+            found += map(_place, tensors)
             found += _sums(tensors)
     except Exception:  # an attribute that cannot be looked at, a tensor that cannot be summed: never the same
         found.append(object())

@@ -65,6 +65,8 @@ class Plan:
         self.last_use = {i: n for n, node in enumerate(graph.nodes) for i in node.inputs}
         self.last_use.update({i: len(graph.nodes) for i in graph.results()})
         self.tail = self._find_tail()
+        #: How positions along an axis were cut into groups (see `blocks.cut`), for the next call.
+        self.cuts: dict[tuple[int, tuple[int, ...], int], list[list[int]]] = {}
         self._sides: dict[tuple[int, tuple[int, ...]], Side] = {}
         self._stages: dict[tuple[int, int], list[Stage]] = {}
 
@@ -225,8 +227,16 @@ class Plan:
             values.update(self.call(node, values, count))
         return [values[leaf.index] if isinstance(leaf, Ref) else leaf for leaf in self.graph.returns]
 
-    def maps(self, image: Tensor) -> dict[int, Tensor]:
-        """Run the program on an image [1, C, H, W] and return every value that is a map of it."""
+    def maps(self, image: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Run the program on an image [1, C, H, W] up to the tail.
+
+        Returns
+        -------
+        maps : dict
+            Every value that is a map of it.
+        values : dict
+            What the tail needs.
+        """
         values = {0: image}
         found = {0: image}
         for number, node in enumerate(self.graph.nodes[: self.tail]):
@@ -234,7 +244,7 @@ class Plan:
             values.update(made)
             found.update({i: value for i, value in made.items() if i in self.lengths[0]})
             self._forget(number, node, values)
-        return found
+        return found, values
 
     def call(self, node: Node, values: dict[int, Tensor], count: int) -> dict[int, Tensor]:
         """Run a node on full maps of ``count`` rows."""
