@@ -75,6 +75,23 @@ def test_import_is_light():
     assert run(code) == "[]"
 
 
+@pytest.mark.parametrize("method", ["gradient", "guided_backprop", "deconvnet", "occlusion"])
+def test_the_first_call_imports_little_beside_torch(method):
+    """Torch would import its compiler, or sympy, for some of what can be asked of it: that takes seconds."""
+    code = f"""
+        import sys
+        import torch
+        from torch import nn
+        before = set(sys.modules)
+        import attribkit as ak
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+        ak.attribute(net, torch.randn(1, 3, 8, 8), "{method}", 1)
+        heavy = {{"timm", "torchvision", "matplotlib", "sympy", "torch._dynamo", "torch._inductor"}}
+        print(sorted(heavy & (set(sys.modules) - before)))
+    """
+    assert run(code) == "[]"
+
+
 def test_hookimpl_and_errors_need_no_torch():
     code = """
         import sys

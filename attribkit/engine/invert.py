@@ -118,5 +118,9 @@ def _up(model: nn.Module, x: Tensor, table: Table, layer: str | None, kwargs: di
 def _carry_back(origin: Tensor, x: Tensor, signal: Tensor) -> Tensor:
     if not origin.requires_grad:
         raise ModelError("the score does not depend on the inputs: the model detaches them or runs without gradients")
-    (values,) = torch.autograd.grad(origin, x, signal, allow_unused=True)
+    if origin.ndim == 1:
+        # a signal that is handed over has its shape looked at by sympy, whose import takes longer than many a call
+        (values,) = torch.autograd.grad((origin * signal).sum(), x, allow_unused=True)
+    else:
+        (values,) = torch.autograd.grad(origin, x, signal, allow_unused=True)
     return torch.zeros_like(x).detach() if values is None else values.detach()

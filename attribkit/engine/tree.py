@@ -15,7 +15,8 @@ def paths_of(model: nn.Module) -> dict[nn.Module, str]:
         path, module = waiting.pop()
         if module in found:
             continue
-        if type(module).named_modules is not nn.Module.named_modules:  # its own idea of what it consists of
+        # its class or itself may have its own idea of what it consists of
+        if getattr(module.named_modules, "__func__", None) is not nn.Module.named_modules:
             return {module: path for path, module in model.named_modules()}
         found[module] = path
         prefix = f"{path}." if path else ""

@@ -151,6 +151,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.failed: Exception | None = None
         self._register(x, varies=True)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch would import its compiler for nothing but to keep it from this class, which takes seconds.
+
+        Where a model is compiled it is imported already, and told to run everything as it was written.
+        """
+        return False
+
     def give_up(self, reason: str) -> None:
         """Note the first reason; the forward pass goes on, for its own errors come first."""
         self.trouble = self.trouble or reason

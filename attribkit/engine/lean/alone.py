@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attribkit.engine.lean.standin import is_plain
+
 #: References to a signal, to its tensor in C++, to its storage's object and to its storage in C++.
 Holders = tuple[int, int, int, int]
 
@@ -17,8 +19,10 @@ def holders(signal: Tensor) -> Holders | None:
 
     Everything that may look at the memory later is counted somewhere: another way back that gets the same tensor, a
     hook that has kept it, a view, an alias, an array of numpy's made from it. Memory that was not allocated by torch
-    may have holders that torch knows nothing of.
+    may have holders that torch knows nothing of; memory that is not written to as it is has no holders to count.
     """
+    if not is_plain(signal) or signal.is_inference():
+        return None
     storage = signal.untyped_storage()
     if not storage.resizable() or storage.is_shared():
         return None

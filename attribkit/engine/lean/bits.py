@@ -75,10 +75,13 @@ def _packed(flat: Tensor, *tests: tuple[str, float]) -> Tensor:
 
 
 class _Room(threading.local):
-    """Memory for the blocks of each thread: taken anew for each mask it would cost as much as the mask itself."""
+    """Memory for the blocks of each thread: taken anew for each mask it would cost as much as the mask itself.
+
+    It lies outside the heap: in the midst of the activations it would keep the heap from shrinking behind them.
+    """
 
     def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = store.mapped(8 * BLOCK)
 
     def masks(self, count: int) -> Tensor:
         """Return room for two masks, bool [2, count]."""
@@ -89,8 +92,6 @@ class _Room(threading.local):
         return self._of(count * dtype.itemsize).view(dtype)
 
     def _of(self, size: int) -> Tensor:
-        if self._bytes.shape[0] < size:
-            self._bytes = torch.empty(size, dtype=torch.uint8)
         return self._bytes[:size]
 
 

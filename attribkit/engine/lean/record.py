@@ -127,6 +127,7 @@ class _Lean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Step, call: FunctionCall, site: SiteCall | None) -> Tensor:
+        output: Tensor
         if step.in_place:  # the caller's modes guard what is written to
             output = call.run()
         else:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attribkit.engine.layers import GatedRectify, Rectify
 from attribkit.engine.lean import bits, store
-from attribkit.engine.lean.standin import is_dense
+from attribkit.engine.lean.standin import is_dense, is_plain
 from attribkit.engine.lean.step import Step
 from attribkit.engine.splice import is_in_place
 
@@ -76,7 +76,7 @@ class PiecewiseLinear(Step):
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def _lies_alike(self, signal: Tensor) -> bool:
-        return signal.is_contiguous(memory_format=self._memory_format)
+        return is_plain(signal) and signal.is_contiguous(memory_format=self._memory_format)
 
     def _flat(self, tensor: Tensor) -> Tensor:
         return (tensor.detach().permute(0, 2, 3, 1) if self.channels_last else tensor.detach()).reshape(-1)
@@ -111,7 +111,7 @@ class ReLU(PiecewiseLinear):
         """Rectify a signal as the deconvnet and guided backpropagation do."""
         if torch.is_grad_enabled():
             return None
-        if type(layer) is Rectify and alone:
+        if type(layer) is Rectify and alone and is_dense(signal):  # no element lies where another does
             return signal.clamp_(min=0)
         if type(layer) is GatedRectify and self._lies_alike(signal):
             (packed,) = kept

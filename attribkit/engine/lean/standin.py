@@ -13,6 +13,20 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor's memory holds its values as they are, for those who look at the memory alone.
+
+    What a hook or a function of the model's hands on may be sparse, another tensor in disguise, a negation not yet
+    carried out, or zeros that take no memory.
+    """
+    return (
+        type(tensor) is Tensor
+        and tensor.layout == torch.strided
+        and not tensor.is_neg()
+        and not tensor._is_zerotensor()
+    )
+
+
 @dataclass(frozen=True)
 class StandIn:
     """What is remembered of a tensor: all but its values.

@@ -28,11 +28,16 @@ def kept(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     size = shape.numel() * dtype.itemsize
     if size < _SMALL:
         return torch.empty(shape, dtype=dtype)
+    return mapped(size, filled=True).view(dtype).view(shape)
+
+
+def mapped(size: int, *, filled: bool = False) -> Tensor:
+    """Return uint8 [size] in a memory map of its own, whose pages are there from the start if it will be ``filled``."""
     if sys.platform == "win32":
-        memory = mmap.mmap(-1, size)
-    else:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0))
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+    populate = getattr(mmap, "MAP_POPULATE", 0) if filled else 0
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | populate)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def is_large(tensor: Tensor) -> bool:
@@ -63,4 +68,4 @@ def _advise() -> Callable[[int, int, int], int] | None:
     except (OSError, AttributeError):
         return None
     function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
-    return function  # type: ignore[no-any-return]
+    return function
