@@ -77,6 +77,30 @@ def test_the_next_image_needs_no_recording(model, image, recorded):
     assert len(recorded) == 2
 
 
+def test_the_next_call_says_the_same_to_the_bit(model, image, recorded):
+    first, second = explain(model, image), explain(model, image)
+    assert len(recorded) == 2  # of the first call alone
+    assert torch.equal(first.values, second.values)
+    assert torch.equal(first.extras["score_map"], second.extras["score_map"])
+    uncovered = explain(nn.Sequential(model, nn.Identity()), image)  # another model, to which no earlier call was made
+    assert torch.equal(first.values, uncovered.values)
+
+
+def test_what_was_replayed_wrongly_leaves_no_score_behind(model, image, monkeypatch):
+    """Not the clean score either, which every drop is measured from."""
+    full = explain(model, image, engine="full")
+    finish = plan.Plan.finish
+
+    def wrong(self, values, count):  # the clean image within the tolerance of a comparison, all others far from it
+        return [leaf * (1 + 1e-6 if count == 1 else 2) for leaf in finish(self, values, count)]
+
+    monkeypatch.setattr(plan.Plan, "finish", wrong)
+    with pytest.warns(ak.IncrementalWarning, match="differ"):
+        found = explain(model, image)
+    assert not found.extras["incremental"].any()
+    assert torch.equal(found.values, full.values)
+
+
 def _other_hook(model):
     model.conv.register_forward_hook(lambda module, inputs, output: output * 2)
 

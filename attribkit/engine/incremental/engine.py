@@ -60,7 +60,8 @@ class Incremental:
     Attributes
     ----------
     returned
-        What ``function`` returned for the clean first image, one row.
+        What ``function`` returns for the clean first image, one row, by the program: it rounds as the occluded rows do,
+        the first time and ever after.
     program : Program
     first : Image
         The first image.
@@ -99,7 +100,7 @@ class Incremental:
                 pass
 
     def _recorded(self, image: Tensor) -> tuple[Program, Any, Image]:
-        """Record the forward pass: return the program, what the model returns for the image, and the image."""
+        """Record the forward pass: return the program, what it returns for the image, and the image."""
         checked = self._places_to_check()
         first, others = checked[: ROWS[0] - 1], checked[ROWS[0] - 1 :]
         one = record(self.function, torch.cat([image, self.occluded(image, first)]))
@@ -122,11 +123,12 @@ class Incremental:
             if isinstance(leaf, Ref) and not graph.values[leaf.index].rows:
                 raise NotReplayable("what the forward pass returns is not row by row")
         rewrite(graph)
-        leaves = [one.values[leaf.index].held[:1] if isinstance(leaf, Ref) else leaf for leaf in one.leaves]
-        returned = tree_unflatten(leaves, graph.spec)
-        del one, many, leaves
+        own = [one.values[one.leaves[k].index].held[:1] for k in compared]
+        del one, many
         program = Program(Plan(graph, *self.grid), compared, close)
-        return program, returned, Image(_clean(program, image), checked, expected)
+        clean, leaves = _clean(program, image)
+        program.compare(leaves, 0, own, 0)
+        return program, tree_unflatten(leaves, graph.spec), Image(clean, checked, expected)
 
     def _again(self, image: Tensor) -> tuple[Any, Image]:
         """Run the model on one occluded copy; return what the program returns for the image, and the image."""
@@ -136,11 +138,8 @@ class Incremental:
         leaves, spec = tree_flatten(self.function(self.occluded(image, places)))
         if spec != program.plan.graph.spec:
             raise NotReplayable("the forward pass returns something else than before")
-        with _alone():
-            maps, values = program.plan.maps(image)
-            returned = tree_unflatten(program.plan.finish(values, 1), spec)
-            clean = Clean(program.plan.graph, maps)
-        return returned, Image(clean, places, [leaves[k] for k in program.compared])
+        clean, returned = _clean(program, image)
+        return tree_unflatten(returned, spec), Image(clean, places, [leaves[k] for k in program.compared])
 
     def occluded(self, image: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
         """Return occluded copies of an image [1, C, H, W], one for each place (row, column) of the grid."""
@@ -157,7 +156,7 @@ class Incremental:
         """
         places = self._draw(1, seed, wanted)
         leaves = tree_flatten(self.function(self.occluded(image, places)))[0]
-        return Image(_clean(self.program, image), places, [leaves[k] for k in self.program.compared])
+        return Image(_clean(self.program, image)[0], places, [leaves[k] for k in self.program.compared])
 
     def blocks(self, places: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
         """Return the blocks, rows × columns of the grid, that hold the given places."""
@@ -235,9 +234,11 @@ class Incremental:
                 self.program.compare(leaves, rows[place], image.expected, which)
 
 
-def _clean(program: Program, image: Tensor) -> Clean:
+def _clean(program: Program, image: Tensor) -> tuple[Clean, list[Any]]:
+    """Run a program on an image as it is: return its maps, and the leaves of what the forward pass returns for it."""
     with _alone():
-        return Clean(program.plan.graph, program.plan.maps(image)[0])
+        maps, values = program.plan.maps(image)
+        return Clean(program.plan.graph, maps), program.plan.finish(values, 1)
 
 
 @contextmanager
