@@ -17,11 +17,11 @@ from attribkit.engine.lean import store
 BLOCK = 1 << 18
 
 # numpy compares, packs and unpacks several times faster than torch does on the CPU
-_BY_NUMPY = (torch.float32, torch.float64)
+_FLOATS = {torch.float32: np.float32, torch.float64: np.float64}
 # eight bytes of 0 or 1 in one integer, times this, have their bits in its uppermost byte, the first the highest
 _GATHER = 0x8040201008040201 - (1 << 64)
 # what has the bits of a floating-point number of so many bytes
-_INTEGERS = {2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64)}
+_INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}
 
 
 def above(flat: Tensor, low: float) -> Tensor:
@@ -60,9 +60,11 @@ def _packed(flat: Tensor, *tests: tuple[str, float]) -> Tensor:
     count = flat.shape[0]
     found = store.kept(torch.Size([-(-count // 8)]), torch.uint8)
     packed = found.numpy()
-    library, values, room = torch, flat.detach(), _room.masks(min(BLOCK, count))  # type: Any, Any, Any
-    if flat.dtype in _BY_NUMPY:
-        library, values, room = np, _array(values), room.numpy()
+    library, values, room = np, None, _room.masks(min(BLOCK, count))  # type: Any, Any, Any
+    if flat.dtype in _FLOATS:
+        values = _array(flat, _FLOATS[flat.dtype])
+    else:
+        library, values, room = torch, flat, torch.from_numpy(room)
     for start in range(0, count, BLOCK):
         block = values[start : start + BLOCK]
         mask, more = room[0, : block.shape[0]], room[1, : block.shape[0]]
@@ -81,18 +83,15 @@ class _Room(threading.local):
     """
 
     def __init__(self) -> None:
-        self._bytes = store.mapped(8 * BLOCK)
+        self._bytes: Any = store.mapped(8 * BLOCK).numpy()
 
-    def masks(self, count: int) -> Tensor:
+    def masks(self, count: int) -> Any:
         """Return room for two masks, bool [2, count]."""
-        return self._of(2 * count).view(torch.bool).view(2, count)
+        return self._bytes[: 2 * count].view(np.bool_).reshape(2, count)
 
-    def integers(self, count: int, dtype: torch.dtype) -> Tensor:
+    def integers(self, count: int, kind: Any) -> Any:
         """Return room for integers [count]."""
-        return self._of(count * dtype.itemsize).view(dtype)
-
-    def _of(self, size: int) -> Tensor:
-        return self._bytes[:size]
+        return self._bytes[: count * np.dtype(kind).itemsize].view(kind)
 
 
 _room = _Room()
@@ -101,21 +100,21 @@ _room = _Room()
 class _Memory:
     """A tensor's memory for numpy, by numpy's own protocol: `Tensor.numpy` would mark the memory as shared for good."""
 
-    def __init__(self, flat: Tensor, dtype: Any) -> None:
+    __slots__ = ("__array_interface__", "_flat")
+
+    def __init__(self, flat: Tensor, kind: str) -> None:
         self._flat = flat
         self.__array_interface__ = {
             "version": 3,
-            "shape": tuple(flat.shape),
-            "typestr": np.dtype(dtype).str,
+            "shape": (flat.shape[0],),
+            "typestr": kind,
             "data": (flat.data_ptr(), False),
         }
 
 
-def _array(flat: Tensor, dtype: Any = None) -> Any:
-    """Return a tensor's memory [n] as an array, of another dtype of the same size if one is given."""
-    if dtype is None:
-        dtype = np.float64 if flat.dtype == torch.float64 else np.float32
-    return np.asarray(_Memory(flat, dtype))
+def _array(flat: Tensor, kind: Any) -> Any:
+    """Return a tensor's memory [n] as an array of a dtype of the same size."""
+    return np.asarray(_Memory(flat, np.dtype(kind).str))
 
 
 def pack_by_torch(mask: Tensor) -> Tensor:
@@ -153,12 +152,12 @@ def gated(signal: Tensor, packed: Tensor, out: Tensor, *, positive: bool = False
         Whether to write max(signal, 0) instead of the signal.
     """
     # bit by bit: what is no number, or infinite, or a signed zero passes as it is
-    integers, kind = _INTEGERS[signal.element_size()]
+    kind = _INTEGERS[signal.element_size()]
     masks, octets, count = _all_or_nothing(kind), packed.numpy(), signal.shape[0]
-    block = _room.integers(min(BLOCK, -(-count // 8) * 8), integers).numpy()
+    block = _room.integers(min(BLOCK, -(-count // 8) * 8), kind)
     rows = block.reshape(-1, 8)
     results = _array(out, kind)
-    passing = results if positive else _array(signal, kind)
+    passing = results if positive or signal is out else _array(signal, kind)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
         if positive:

@@ -64,7 +64,8 @@ class PiecewiseLinear(Step):
         (packed,) = kept
         if self._lies_alike(signal) and not torch.is_grad_enabled():
             out = signal if alone else torch.empty_like(signal)
-            self.through(self._flat(signal), packed, self._flat(out))
+            flat = self._flat(signal)
+            self.through(flat, packed, flat if alone else self._flat(out))
             return out
         # a signal that lies otherwise: torch decides how the result does
         mask = torch.empty(self.shape, dtype=signal.dtype, device=signal.device, memory_format=self._memory_format)
@@ -116,7 +117,8 @@ class ReLU(PiecewiseLinear):
         if type(layer) is GatedRectify and self._lies_alike(signal):
             (packed,) = kept
             out = signal if alone else torch.empty_like(signal)
-            self.through(self._flat(signal), packed, self._flat(out), positive=True)
+            flat = self._flat(signal)
+            self.through(flat, packed, flat if alone else self._flat(out), positive=True)
             return out
         return None
 
