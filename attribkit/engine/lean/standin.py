@@ -27,7 +27,7 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StandIn:
     """What is remembered of a tensor: all but its values.
 
