@@ -67,8 +67,6 @@ def by_call(
 def joined(parts: Sequence[Explained]) -> Explained:
     """Join batches along the sample dimension; an extra that is not per sample is kept from the first batch."""
     first = parts[0]
-    if len(parts) == 1:
-        return first
     extras = {}
     for key, value in first.extras.items():
         per_sample = all(part.extras[key].ndim > 0 and len(part.extras[key]) == len(part.values) for part in parts)

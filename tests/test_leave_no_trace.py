@@ -298,6 +298,30 @@ def test_a_model_that_starts_in_place_does_not_change_the_inputs(method):
     assert_same(state(net, x), before)
 
 
+class Hiding(nn.Module):
+    """Keeps a part where no module is looked for, but names its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.parts = [nn.Conv2d(3, 5, 3)]
+
+    def named_parameters(self, *args, **kwargs):
+        return self.parts[0].named_parameters(*args, **kwargs)
+
+    def forward(self, x):
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        return self.parts[0](x).relu().mean((2, 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parameters_that_only_the_model_names(method):
+    net, x = Hiding(), make_inputs()
+    call(net, x, method)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
 class Restless(nn.Module):
     """Draws random numbers and keeps records as it runs, also in eval mode."""
 

@@ -123,15 +123,13 @@ class Occlusion(Method):
         )
         with torch.no_grad():
             clean = occluded.clean()["score"]
-            replayed = occluded.incremental
             more: dict[str, Tensor] = {}
             if limit is None:
                 found = occluded.find()
             else:
                 step = coarsest(sides, steps)
                 found, more["error_map"], more["seen"] = refine(occluded.find, clean, occluded.shape, step, limit)
-            if replayed and not occluded.incremental:  # and what was replayed is not to be trusted
-                clean = occluded.clean()["score"]
+            clean = occluded.clean()["score"]  # another one where a replay was given up
             drops = (clean[:, None, None] - found["score"]).to(inputs.dtype)
             values = spread(drops, grid, height, width)
         extras = {f"{key}_map": value for key, value in found.items()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attribkit.engine.splice import first_tensor, is_in_place
-from attribkit.engine.tree import paths_of
+from attribkit.engine.tree import parameters_of, paths_of
 
 
 @contextmanager
@@ -31,8 +31,7 @@ def same_tensors(model: nn.Module, inputs: Tensor) -> Iterator[None]:
     modules = list(paths_of(model))
     buffers = _Buffers(modules)
     attributes = _Attributes(modules)
-    own = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
-    parameters = [(p, p.detach(), p.requires_grad, p.grad) for p in own.values()]
+    parameters = [(p, p.detach(), p.requires_grad, p.grad) for p in parameters_of(model, modules)]
     guard = WriteGuard([p for p, _, _, _ in parameters])
     inputs_requires_grad, inputs_grad = inputs.requires_grad, inputs.grad if inputs.is_leaf else None
     try:

@@ -95,7 +95,9 @@ def invert(
     coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
     resolved = target.resolve(observed, model) if isinstance(target, PendingTarget) else target
     origin, signal = resolved.start(observed, index, unit_signal)
-    scores = resolved.read(observed, index).detach()
+    # a copy, for the model may write over it; and a caller's function is not asked twice: it may write, too
+    starts_at_scores = type(resolved).start is Target.start
+    scores = origin.detach().clone() if starts_at_scores else resolved.read(observed, index).detach()
     return Inverted(_carry_back(origin, x, signal), scores, resolved)
 
 
@@ -118,7 +120,7 @@ def _up(model: nn.Module, x: Tensor, table: Table, layer: str | None, kwargs: di
 def _carry_back(origin: Tensor, x: Tensor, signal: Tensor) -> Tensor:
     if not origin.requires_grad:
         raise ModelError("the score does not depend on the inputs: the model detaches them or runs without gradients")
-    if origin.ndim == 1:
+    if origin.ndim == 1 and not origin.is_complex():
         # a signal that is handed over has its shape looked at by sympy, whose import takes longer than many a call
         (values,) = torch.autograd.grad((origin * signal).sum(), x, allow_unused=True)
     else:

@@ -100,14 +100,20 @@ class Occluded:
         self._recorded: Incremental | None = None
         self._reused = False  # whether that is an earlier call's program
         self._images: dict[int, Image] = {}
+        self._clean: dict[str, Tensor] | None = None
+        self._replayed = False  # whether that is the program's
 
     def clean(self) -> dict[str, Tensor]:
-        """Return, by name, what is noted of every image as it is."""
-        index = torch.arange(len(self.inputs), device=self.inputs.device)
-        recorded = self._try(self._record) if self.incremental and len(self.inputs) == 1 else None
-        if recorded is not None:
-            return self.observer.found(recorded.returned, index, first=True)
-        return self.observer.look(self.inputs.clone(), index, first=True)
+        """Return, by name, what is noted of every image as it is: after `find`, by the engine that found the others."""
+        if self._clean is None:
+            index = torch.arange(len(self.inputs), device=self.inputs.device)
+            recorded = self._try(self._record) if self.incremental and len(self.inputs) == 1 else None
+            self._replayed = recorded is not None
+            if recorded is not None:
+                self._clean = self.observer.found(recorded.returned(), index, first=True)
+            else:
+                self._clean = self.observer.look(self.inputs.clone(), index, first=True)
+        return self._clean
 
     def find(self, places: Sequence[Places] | None = None) -> dict[str, Tensor]:
         """Return, by name, what is noted of every image with every window filled, one after the other.
@@ -126,7 +132,12 @@ class Occluded:
             everywhere = [(y, x) for y in range(self.shape[0]) for x in range(self.shape[1])]
             places = [everywhere] * len(self.inputs)
         found = self._try(lambda: self._incremental(places)) if self.incremental else None
-        return self._full(places) if found is None else found
+        if found is not None:
+            return found
+        if self._replayed:  # what was replayed is not to be trusted
+            self._clean = None
+            self.clean()
+        return self._full(places)
 
     def _note(self, found: dict[str, Tensor], sample: int | Tensor, places: Places, seen: dict[str, Tensor]) -> None:
         at = torch.tensor([y * self.shape[1] + x for y, x in places], device=self.inputs.device)
@@ -229,7 +240,7 @@ class Occluded:
         index = torch.zeros(1, dtype=torch.long, device=self.inputs.device)
         try:
             # the model itself ran on other rows since
-            found = self.observer.found(recorded.returned, index)["score"]
+            found = self.observer.found(recorded.returned(), index)["score"]
         except Exception:  # if the function itself is at fault, the next call raises the same
             found = None
         theirs = self.observer.look(self.inputs[:1].clone(), index)["score"]

@@ -25,6 +25,15 @@ def paths_of(model: nn.Module) -> dict[nn.Module, str]:
     return found
 
 
+def parameters_of(model: nn.Module, modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Return the modules' own parameters, each once, and those that the model names besides."""
+    found = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
+    names = ("parameters", "named_parameters", "_named_members")
+    if any(getattr(getattr(model, name), "__func__", None) is not getattr(nn.Module, name) for name in names):
+        found.update({id(p): p for p in model.parameters()})
+    return list(found.values())
+
+
 def tensors_of(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Tensor]]:
     """Yield the modules' own parameters, then their buffers, with the module and the name there."""
     modules = list(modules)

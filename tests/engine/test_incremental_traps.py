@@ -192,3 +192,25 @@ def test_outputs_that_nothing_takes_are_not_kept():
     (node,) = graph.nodes
     assert len(node.outputs) == 3
     assert list(program.call(node, {0: x}, 3)) == node.outputs[:1]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda outputs: outputs[0].mul_(2)[:, 1],
+        lambda outputs: (outputs[1].mul_(0), outputs[0][:, 1])[1],
+        lambda outputs: outputs[1].mul_(2)[:, 1].sum((1, 2)),
+    ],
+)
+def test_a_target_that_writes_to_what_it_reads(target, count):
+    """What it gets is its own: neither the image nor a map that other windows are made of."""
+    net = Around(lambda net, x: (net(x), net[:2](x), x))
+    x = torch.randn(count, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    for which in (lambda o: target(o), lambda o: target((o[0], o[2]))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", IncrementalWarning)
+            ours, again = (ak.attribute(net, x, "occlusion", which, **OPTIONS) for _ in range(2))
+        full = ak.attribute(net, x, "occlusion", which, engine="full", **OPTIONS)
+        torch.testing.assert_close(ours.values, full.values, rtol=1e-4, atol=1e-4 * float(full.values.abs().max()))
+        assert torch.equal(ours.values, again.values)

@@ -36,11 +36,12 @@ def cut(plan: Plan, axis: int, positions: list[int], most: int) -> list[list[int
         The groups, each ascending. Positions far apart may share one: near opposite borders rectangles are cut alike.
     """
     key = (axis, tuple(positions), most)
-    if key not in plan.cuts:
+    found = plan.cuts.get(key)
+    if found is None:
         if len(plan.cuts) >= SIDES:
             plan.cuts.clear()
-        plan.cuts[key] = _cut(plan, axis, positions, most)
-    return plan.cuts[key]
+        found = plan.cuts[key] = _cut(plan, axis, positions, most)
+    return found
 
 
 def _cut(plan: Plan, axis: int, positions: list[int], most: int) -> list[list[int]]:

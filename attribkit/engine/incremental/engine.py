@@ -59,9 +59,6 @@ class Incremental:
 
     Attributes
     ----------
-    returned
-        What ``function`` returns for the clean first image, one row, by the program: it rounds as the occluded rows do,
-        the first time and ever after.
     program : Program
     first : Image
         The first image.
@@ -86,10 +83,10 @@ class Incremental:
         self.grid, self.fill = grid, fill
         self.function = function
         if program is None:
-            self.program, self.returned, self.first = self._recorded(image)
+            self.program, self._leaves, self.first = self._recorded(image)
         else:
             self.program = program
-            self.returned, self.first = self._again(image)
+            self._leaves, self.first = self._again(image)
         self.plan = self.program.plan
         per_position = bytes_per_position(self.plan)
         if image.device.type == "cpu":
@@ -99,8 +96,17 @@ class Incremental:
             for _ in self.run(self.first, self.blocks(self.first.places)):
                 pass
 
-    def _recorded(self, image: Tensor) -> tuple[Program, Any, Image]:
-        """Record the forward pass: return the program, what it returns for the image, and the image."""
+    def returned(self) -> Any:
+        """Return what ``function`` returns for the clean first image, one row.
+
+        It is the program's: it rounds as the occluded rows do, the first time and ever after. Whoever reads scores off
+        it may write to it: it is made anew each time.
+        """
+        leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+        return tree_unflatten(leaves, self.program.plan.graph.spec)
+
+    def _recorded(self, image: Tensor) -> tuple[Program, list[Any], Image]:
+        """Record the forward pass: return the program, the leaves of what it returns for the image, and the image."""
         checked = self._places_to_check()
         first, others = checked[: ROWS[0] - 1], checked[ROWS[0] - 1 :]
         one = record(self.function, torch.cat([image, self.occluded(image, first)]))
@@ -128,10 +134,10 @@ class Incremental:
         program = Program(Plan(graph, *self.grid), compared, close)
         clean, leaves = _clean(program, image)
         program.compare(leaves, 0, own, 0)
-        return program, tree_unflatten(leaves, graph.spec), Image(clean, checked, expected)
+        return program, leaves, Image(clean, checked, expected)
 
-    def _again(self, image: Tensor) -> tuple[Any, Image]:
-        """Run the model on one occluded copy; return what the program returns for the image, and the image."""
+    def _again(self, image: Tensor) -> tuple[list[Any], Image]:
+        """Run the model on one occluded copy; return the leaves of what the program returns for the image, and it."""
         program = self.program
         seed = zlib.crc32(image.detach().cpu().contiguous().numpy().tobytes())  # each image is compared at its own
         places = self._draw(1, seed, self._everywhere())
@@ -139,7 +145,7 @@ class Incremental:
         if spec != program.plan.graph.spec:
             raise NotReplayable("the forward pass returns something else than before")
         clean, returned = _clean(program, image)
-        return tree_unflatten(returned, spec), Image(clean, places, [leaves[k] for k in program.compared])
+        return returned, Image(clean, places, [leaves[k] for k in program.compared])
 
     def occluded(self, image: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
         """Return occluded copies of an image [1, C, H, W], one for each place (row, column) of the grid."""

@@ -155,7 +155,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         """Torch would import its compiler for nothing but to keep it from this class, which takes seconds.
 
-        Where a model is compiled it is imported already, and told to run everything as it was written.
+        Where it is imported already, it is told to run everything as it was written.
         """
         return False
 
