@@ -37,11 +37,15 @@ def hooked(modules: Iterable[nn.Module], enter: Callable[..., Any], leave: Calla
         yield
     finally:
         for module in modules:
-            for hooks in (
-                module._forward_pre_hooks,
-                module._forward_hooks,
-                module._forward_pre_hooks_with_kwargs,
-                module._forward_hooks_with_kwargs,
-                module._forward_hooks_always_called,
-            ):
-                hooks.pop(key, None)
+            _remove(module, key)
+
+
+def _remove(module: nn.Module, key: Any) -> None:
+    for hooks in (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._forward_pre_hooks_with_kwargs,
+        module._forward_hooks_with_kwargs,
+        module._forward_hooks_always_called,
+    ):
+        hooks.pop(key, None)
