@@ -7,6 +7,7 @@ these cannot be known, so that only models without such code are kept: modules o
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -180,11 +181,16 @@ def _sum(bits: Tensor) -> Tensor:
     """Return one number of integers [n] that depends on their places."""
     rows = len(bits) // _COLUMNS
     body, rest = bits[: rows * _COLUMNS].view(rows, _COLUMNS), bits[rows * _COLUMNS :]
-    factors = 2 * torch.arange(_COLUMNS, device=bits.device) + 1
-    factors *= factors * 0x9E3779B97F4A7C1  # odd, and of no order
     columns = body.sum(0, dtype=torch.int64)
     columns[: len(rest)] += 3 * rest.to(torch.int64)
-    return ((columns ^ (columns >> 29)) * factors).sum()
+    return ((columns ^ (columns >> 29)) * _factors(bits.device)).sum()
+
+
+@functools.cache
+def _factors(device: torch.device) -> Tensor:
+    """Return a number for each sum, odd, and of no order."""
+    factors = 2 * torch.arange(_COLUMNS, device=device) + 1
+    return factors * (factors * 0x9E3779B97F4A7C1)
 
 
 def _bits(tensor: Tensor) -> Tensor:
