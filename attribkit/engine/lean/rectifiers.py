@@ -63,14 +63,18 @@ class PiecewiseLinear(Step):
         """Carry a signal back through the mask."""
         (packed,) = kept
         if self._lies_alike(signal) and not torch.is_grad_enabled():
-            out = signal if alone else torch.empty_like(signal)
-            flat = self._flat(signal)
-            self.through(flat, packed, flat if alone else self._flat(out))
-            return out
+            return self._through(signal, packed, alone)
         # a signal that lies otherwise: torch decides how the result does
         mask = torch.empty(self.shape, dtype=signal.dtype, device=signal.device, memory_format=self._memory_format)
         self._flat(mask).copy_(bits.unpacked(packed, self.shape.numel()))
         return self.derivative(signal, mask)
+
+    def _through(self, signal: Tensor, packed: Tensor, alone: bool, **how: bool) -> Tensor:
+        """Return the way of a signal that lies as the mask does, in its own memory where it is alone."""
+        out = signal if alone else torch.empty_like(signal)
+        flat = self._flat(signal)
+        self.through(flat, packed, flat if alone else self._flat(out), **how)
+        return out
 
     @property
     def _memory_format(self) -> torch.memory_format:
@@ -115,11 +119,7 @@ class ReLU(PiecewiseLinear):
         if type(layer) is Rectify and alone and is_dense(signal):  # no element lies where another does
             return signal.clamp_(min=0)
         if type(layer) is GatedRectify and self._lies_alike(signal):
-            (packed,) = kept
-            out = signal if alone else torch.empty_like(signal)
-            flat = self._flat(signal)
-            self.through(flat, packed, flat if alone else self._flat(out), positive=True)
-            return out
+            return self._through(signal, kept[0], alone, positive=True)
         return None
 
     def derivative(self, signal: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
