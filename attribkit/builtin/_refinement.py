@@ -66,7 +66,7 @@ def coarsest(window: Sequence[int], stride: Sequence[int]) -> int:
 
 def refine(
     find: Callable[[list[Places]], dict[str, Tensor]],
-    clean: Tensor,
+    clean: Callable[[], Tensor],
     shape: tuple[int, int],
     step: int,
     limit: Limit,
@@ -82,7 +82,7 @@ def refine(
     find
         Given the windows (row, column) of each image, returns what was noted by name, [N, rows, columns] each.
     clean
-        The clean scores [N].
+        Returns the clean scores [N]: other ones once a replay has been given up.
     shape
         Rows and columns of the grid of windows.
     step
@@ -99,7 +99,7 @@ def refine(
     seen : BoolTensor [N, rows, columns]
         Which windows were looked at.
     """
-    seen = torch.zeros(len(clean), *shape, dtype=torch.bool)
+    seen = torch.zeros(len(clean()), *shape, dtype=torch.bool)
     known: dict[str, Tensor] = {}
 
     def look(wanted: Tensor) -> None:
@@ -114,7 +114,7 @@ def refine(
     error = _spread(filled, step) * ~seen
     while step > 1 and not limit.over():
         finer = _lattice(shape, step // 2)
-        largest = ((clean.cpu().double()[:, None, None] - score).abs() * seen).amax((1, 2), keepdim=True)
+        largest = ((clean().cpu().double()[:, None, None] - score).abs() * seen).amax((1, 2), keepdim=True)
         wanted = finer & ~seen & (error > limit.tolerance * largest)
         if not bool(wanted.any()):
             step //= 2
@@ -132,7 +132,8 @@ def refine(
     found = {
         key: _fill(value.cpu(), seen, nearest=not value.is_floating_point()).to(value) for key, value in known.items()
     }
-    return found, error.to(clean), seen.to(clean.device)
+    scores = clean()
+    return found, error.to(scores), seen.to(scores.device)
 
 
 def _lines(length: int, step: int) -> list[int]:

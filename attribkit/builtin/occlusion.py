@@ -122,15 +122,19 @@ class Occlusion(Method):
             Observer(model, target, score, unit_layer, unit_channel), inputs, grid, fill, engine, max_batch_bytes
         )
         with torch.no_grad():
-            clean = occluded.clean()["score"]
+
+            def clean() -> Tensor:
+                return occluded.clean()["score"]
+
+            clean()
             more: dict[str, Tensor] = {}
             if limit is None:
                 found = occluded.find()
             else:
                 step = coarsest(sides, steps)
                 found, more["error_map"], more["seen"] = refine(occluded.find, clean, occluded.shape, step, limit)
-            clean = occluded.clean()["score"]  # another one where a replay was given up
-            drops = (clean[:, None, None] - found["score"]).to(inputs.dtype)
+            # asked again: it is another one where a replay was given up
+            drops = (clean()[:, None, None] - found["score"]).to(inputs.dtype)
             values = spread(drops, grid, height, width)
         extras = {f"{key}_map": value for key, value in found.items()}
         extras |= more

@@ -182,6 +182,8 @@ class Occluded:
         if self._reused:  # the model is not what it was in a way that cannot be seen on it
             forget(self.observer.model)
             self._reused = False
+            if self._replayed:
+                self._clean, self._replayed = None, False
             return self._try(action)
         self.incremental = False
         if lasting and not self.observer.forward_kwargs:

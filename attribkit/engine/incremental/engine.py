@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,20 +22,29 @@ from attribkit.engine.incremental.program import TOLERANCE, Program, tolerance
 from attribkit.engine.incremental.record import Ref, record
 from attribkit.engine.incremental.rewrite import rewrite
 from attribkit.engine.incremental.spans import Spans
+from attribkit.engine.incremental.workers import how_many, may_share, side_by_side
 
 #: How much of the largest value of a batch stays in a processor's caches, so that more rows at once cost more.
 CACHE = 20_000_000
 
+#: From how many multiplications on, all windows' full maps together, workers are worth being set up.
+_WORTH = 1e9
+
 Grid = tuple[Spans, Spans]
+Block = tuple[list[int], list[int]]  # rows and columns of the grid
 
 
 @dataclass
 class Image:
-    """A clean image's values, and what the model itself returns for some of its occluded copies, to compare with."""
+    """A clean image's values, and what the model itself returns for some of its occluded copies, to compare with.
+
+    Nothing is given out before a result has been compared.
+    """
 
     clean: Clean
     places: list[tuple[int, int]]
     expected: list[Tensor]
+    compared: bool = False
 
 
 class Incremental:
@@ -89,12 +98,10 @@ class Incremental:
             self._leaves, self.first = self._again(image)
         self.plan = self.program.plan
         per_position = bytes_per_position(self.plan)
+        self.threads = self._threads(image.device)
         if image.device.type == "cpu":
-            max_bytes = min(max_bytes, 3 * CACHE)
+            max_bytes = min(max_bytes // self.threads, 3 * CACHE)
         self.most = max(1, max_bytes // max(1, per_position))
-        if program is not None:  # nothing is given out before a result has been compared
-            for _ in self.run(self.first, self.blocks(self.first.places)):
-                pass
 
     def returned(self) -> Any:
         """Return what ``function`` returns for the clean first image, one row.
@@ -104,6 +111,11 @@ class Incremental:
         """
         leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
         return tree_unflatten(leaves, self.program.plan.graph.spec)
+
+    def _threads(self, device: torch.device) -> int:
+        """Return among how many of torch's threads blocks may be shared out."""
+        small = self.plan.work() * len(self.grid[0][0]) * len(self.grid[1][0]) < _WORTH
+        return 1 if small or not (self.plan.is_torchs() and may_share(device)) else torch.get_num_threads()
 
     def _recorded(self, image: Tensor) -> tuple[Program, list[Any], Image]:
         """Record the forward pass: return the program, the leaves of what it returns for the image, and the image."""
@@ -164,8 +176,8 @@ class Incremental:
         leaves = tree_flatten(self.function(self.occluded(image, places)))[0]
         return Image(_clean(self.program, image)[0], places, [leaves[k] for k in self.program.compared])
 
-    def blocks(self, places: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
-        """Return the blocks, rows × columns of the grid, that hold the given places."""
+    def blocks(self, places: Sequence[tuple[int, int]]) -> list[Block]:
+        """Return the blocks, rows × columns of the grid, that hold the given places; the largest come first."""
         by_row: dict[int, set[int]] = {}
         for y, x in places:
             by_row.setdefault(y, set()).add(x)
@@ -177,11 +189,9 @@ class Incremental:
         for across, down in groups.items():
             left = cut(self.plan, 1, list(across), side)
             found += [(a, b) for b in left for a in cut(self.plan, 0, down, max(1, self.most // side))]
-        return found
+        return sorted(found, key=lambda block: -len(block[0]) * len(block[1]))
 
-    def run(
-        self, image: Image, blocks: Sequence[tuple[list[int], list[int]]]
-    ) -> Iterator[tuple[list[tuple[int, int]], Any]]:
+    def run(self, image: Image, blocks: Sequence[Block]) -> Iterator[tuple[list[tuple[int, int]], Any]]:
         """Compute blocks of positions; yield places (row, column) and what the forward pass returns for them.
 
         Parameters
@@ -196,28 +206,48 @@ class Incremental:
         NotReplayable
             Results differ from the model's own.
         """
+        blocks = self._compared_first(image, blocks)
         waiting: list[dict[int, Tensor]] = []
         places: list[tuple[int, int]] = []
         # without a tail nothing is small: results go out block by block
         hold = self.plan.tail < len(self.plan.graph.nodes)
         held = 0
-        for number, (rows, columns) in enumerate(blocks):
+        with closing(self._on_blocks(image, blocks)) as computed:
+            for number, ((rows, columns), found) in enumerate(zip(blocks, computed, strict=True)):
+                waiting.append(found)
+                places += [(y, x) for y in rows for x in columns]
+                held += sum(v.numel() * v.element_size() for v in found.values())
+                # nothing is given out within _alone(): whoever stops here may let go of this generator much later
+                if hold and number + 1 < len(blocks) and held < 1 << 27:
+                    yield [], None
+                    continue
+                with _alone():
+                    leaves = self.plan.finish(together(waiting), len(places))
+                    self._check(image, places, leaves)
+                    returned = tree_unflatten(leaves, self.plan.graph.spec)
+                yield places, returned
+                waiting, places, held = [], [], 0
+
+    def _compared_first(self, image: Image, blocks: Sequence[Block]) -> Sequence[Block]:
+        """Return the blocks with one first that holds a place to compare, while no place of the image's has been."""
+        if image.compared:
+            return blocks
+        first = [b for b in blocks if any(y in b[0] and x in b[1] for y, x in image.places)][:1]
+        if not first:
+            for _ in self.run(image, self.blocks(image.places)):
+                pass
+        return [*first, *(block for block in blocks if block not in first)]
+
+    def _on_blocks(self, image: Image, blocks: Sequence[Block]) -> Generator[dict[int, Tensor]]:
+        """Compute blocks of positions up to the tail, as many side by side as finish first."""
+
+        def compute(block: Block) -> dict[int, Tensor]:
             with _alone():
-                sides = self.plan.side(0, rows), self.plan.side(1, columns)
-                found = self.plan.run(image.clean, *sides, self.fill)
-            waiting.append(found)
-            places += [(y, x) for y in rows for x in columns]
-            held += sum(v.numel() * v.element_size() for v in found.values())
-            # nothing is given out within _alone(): whoever stops here may let go of this generator much later
-            if hold and number + 1 < len(blocks) and held < 1 << 27:
-                yield [], None
-                continue
-            with _alone():
-                leaves = self.plan.finish(together(waiting), len(places))
-                self._check(image, places, leaves)
-                returned = tree_unflatten(leaves, self.plan.graph.spec)
-            yield places, returned
-            waiting, places, held = [], [], 0
+                sides = self.plan.side(0, block[0]), self.plan.side(1, block[1])
+                return self.plan.run(image.clean, *sides, self.fill)
+
+        sizes = [len(rows) * len(columns) for rows, columns in blocks]
+        return side_by_side(compute, blocks, how_many(sizes, self.threads))
 
     def _places_to_check(self) -> list[tuple[int, int]]:
         """Return the first and the last place and some drawn ones."""
@@ -238,6 +268,7 @@ class Incremental:
         for which, place in enumerate(image.places):
             if place in rows:
                 self.program.compare(leaves, rows[place], image.expected, which)
+                image.compared = True
 
 
 def _clean(program: Program, image: Tensor) -> tuple[Clean, list[Any]]:

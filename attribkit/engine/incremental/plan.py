@@ -29,6 +29,9 @@ SIDES = 256
 #: What `reshape` does where memory lies otherwise than in the recording.
 _VIEWS = frozenset({"view", "_unsafe_view"})
 
+#: Of whose operations none are written in Python.
+_LIBRARIES = frozenset({"aten", "prims", "mkldnn", "torchvision"})
+
 _PRODUCTS = frozenset({"linear", "addmm", "mm", "bmm", "baddbmm"})
 
 
@@ -104,6 +107,15 @@ class Plan:
     def bytes(self) -> int:
         """Return about how many bytes of weights its kernels lay out anew."""
         return sum(node.params["kernel"].bytes() for node in self.graph.nodes if node.op in ("conv", "linear"))
+
+    def work(self) -> float:
+        """Return how many multiplications full maps of one row take."""
+        return sum(times for _, _, times in self._work())
+
+    def is_torchs(self) -> bool:
+        """Tell whether all its operations are torch's own or torchvision's, which any thread may run beside others."""
+        calls = (node.function for node in self.graph.nodes if node.op == "call")
+        return all(function.namespace in _LIBRARIES for function in calls)
 
     def fused(self) -> float:
         """Return which share of the multiplications is in kernels with folded batch norms or fused activations.
