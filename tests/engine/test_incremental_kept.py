@@ -65,7 +65,8 @@ def right(model, image, **options):
     """Explain, and compare with the whole model's scores."""
     ours, full = explain(model, image, **options), explain(model, image, engine="full", **options)
     assert bool(ours.extras["incremental"].all())
-    for a, b in ((ours.extras["score_map"], full.extras["score_map"]), (ours.scores, full.scores)):
+    maps = ours.extras["score_map"], full.extras["score_map"]
+    for a, b in (maps, (ours.scores, full.scores), (ours.values, full.values)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 

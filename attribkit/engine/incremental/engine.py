@@ -115,7 +115,7 @@ class Incremental:
     def _threads(self, device: torch.device) -> int:
         """Return among how many of torch's threads blocks may be shared out."""
         small = self.plan.work() * len(self.grid[0][0]) * len(self.grid[1][0]) < _WORTH
-        return 1 if small or not (self.plan.is_torchs() and may_share(device)) else torch.get_num_threads()
+        return 1 if small or not may_share(device) else torch.get_num_threads()
 
     def _recorded(self, image: Tensor) -> tuple[Program, list[Any], Image]:
         """Record the forward pass: return the program, the leaves of what it returns for the image, and the image."""

@@ -29,9 +29,6 @@ SIDES = 256
 #: What `reshape` does where memory lies otherwise than in the recording.
 _VIEWS = frozenset({"view", "_unsafe_view"})
 
-#: Of whose operations none are written in Python.
-_LIBRARIES = frozenset({"aten", "prims", "mkldnn", "torchvision"})
-
 _PRODUCTS = frozenset({"linear", "addmm", "mm", "bmm", "baddbmm"})
 
 
@@ -111,11 +108,6 @@ class Plan:
     def work(self) -> float:
         """Return how many multiplications full maps of one row take."""
         return sum(times for _, _, times in self._work())
-
-    def is_torchs(self) -> bool:
-        """Tell whether all its operations are torch's own or torchvision's, which any thread may run beside others."""
-        calls = (node.function for node in self.graph.nodes if node.op == "call")
-        return all(function.namespace in _LIBRARIES for function in calls)
 
     def fused(self) -> float:
         """Return which share of the multiplications is in kernels with folded batch norms or fused activations.
