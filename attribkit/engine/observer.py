@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -32,6 +33,7 @@ class Observer:
         self.unit_channel = unit_channel
         self.channels: Tensor | None = None
         self.bytes_per_row = 0
+        self.bytes_per_batch = 0
         self.forward_kwargs = target.forward_kwargs
         self._first: dict[str, Capture] = {}
 
@@ -40,11 +42,12 @@ class Observer:
         return self.found(self.measure(x, index) if first else self.forward(x, index), index, first=first)
 
     def measure(self, x: Tensor, index: Tensor) -> Returned:
-        """Do what `forward` does and note how much memory a row takes."""
-        with _Largest() as largest:
+        """Do what `forward` does and note how much memory a row takes, and how much is read once for a batch."""
+        with _Sizes() as sizes:
             returned = self.forward(x, index)
         # an output beside the inputs it is made of, and what the operation needs itself
-        self.bytes_per_row = 4 * largest.bytes // max(1, len(x))
+        self.bytes_per_row = 4 * sizes.largest // max(1, len(x))
+        self.bytes_per_batch = sizes.weights
         return returned
 
     def forward(self, x: Tensor, index: Tensor) -> Returned:
@@ -94,15 +97,18 @@ class Observer:
         return totals.gather(1, self.channels[index.to(self.channels.device)][:, None])[:, 0]
 
 
-class _Largest(TorchFunctionMode):
-    """Notes how large the largest tensor is that a function returns."""
+class _Sizes(TorchFunctionMode):
+    """Notes how large the largest tensor is that a function returns, and the weights that every row takes once."""
 
-    bytes = 0
+    largest = 0
+    weights = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        for tensor in (output,) if isinstance(output, Tensor) else tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                with torch._C.DisableTorchFunction():
-                    self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+        with torch._C.DisableTorchFunction():
+            for tensor in (output,) if isinstance(output, Tensor) else tree_leaves(output):
+                if isinstance(tensor, Tensor):
+                    self.largest = max(self.largest, tensor.numel() * tensor.element_size())
+            if func is F.linear and len(args) > 1 and args[0].ndim == 2:
+                self.weights += args[1].numel() * args[1].element_size()
         return output

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from attribkit.engine.incremental.graph import Graph
 
-#: About how large an operation's output is where several positions go at once. Less is no better for the caches and has the
-#: weights read more often, which two workers have to share the memory for (ResNet50: 9 % at half as much).
+#: About how large an operation's output is where several positions go at once. Less is no better for the caches and has
+#: the weights read more often, which workers have to share the memory for (two of them on ResNet50: 9 % at 3 MB).
 PART = 5_000_000
 
 Stage = tuple[int, int, int]  # the first node, one past the last, and how many positions go at once
