@@ -146,20 +146,22 @@ def test_threads_that_cannot_be_started(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "threads", "expected"),
+    ("sizes", "threads", "most", "expected"),
     [
-        ([1] * 8, 1, 1),
-        ([1] * 8, 2, 2),
-        ([1], 4, 1),
-        ([], 2, 1),
-        ([9, 1], 2, 1),  # the second worker would have nothing to do
-        ([5, 4, 3, 2], 2, 2),
-        ([1] * 4, 16, 4),
-        ([1] * 64, 16, 16),
+        ([1] * 8, 1, 8, 1),
+        ([1] * 8, 2, 8, 2),
+        ([1], 4, 8, 1),
+        ([], 2, 8, 1),
+        ([9, 1], 2, 8, 1),  # the second worker would have nothing to do
+        ([5, 4, 3, 2], 2, 8, 2),
+        ([1] * 4, 16, 16, 4),
+        ([1] * 64, 16, 16, 16),
+        ([1] * 64, 16, 8, 8),
+        ([1] * 8, 2, 1, 1),
     ],
 )
-def test_as_many_workers_as_finish_first(sizes, threads, expected):
-    assert how_many(sizes, threads) == expected
+def test_as_many_workers_as_finish_first(sizes, threads, most, expected):
+    assert how_many(sizes, threads, most) == expected
 
 
 def test_what_is_this_threads_own_is_not_shared():
@@ -190,7 +192,7 @@ def test_scores_are_the_same_to_the_bit(shared, monkeypatch, batch):
     assert len({name for name, _ in shared}) > 1
     assert {share for _, share in shared} == {1}
     assert together.extras["incremental"].all()
-    monkeypatch.setattr(engine, "how_many", lambda sizes, threads: 1)
+    monkeypatch.setattr(engine, "how_many", lambda *arguments: 1)
     alone = explain(model, x)
     assert torch.equal(together.values, alone.values)
     full = explain(model, x, engine="full")
@@ -232,16 +234,14 @@ def test_callers_in_several_threads_at_once(shared):
     assert all(torch.equal(values, alone) for values in found)
 
 
-def test_memory_is_shared_out_among_workers(shared):
-    """What the caller allows is for all of them together."""
-    x, options = image(), {"max_batch_bytes": 1 << 20}
-    explain(Net().eval(), x, **options)
-    many = len(shared)
-    shared.clear()
-    torch.set_num_threads(1)
-    explain(Net().eval(), x, **options)
-    torch.set_num_threads(4)
-    assert len(shared) < many
+def test_memory_is_shared_out_among_workers(shared, monkeypatch):
+    """What the caller allows is for all of them together: there are as many as have enough each."""
+    monkeypatch.setattr(engine, "CACHE", 40_000)
+    for allowed, expected, each in ((119_999, 1, 4), (120_000, 1, 4), (240_000, 2, 2), (10_000_000, 4, 1)):
+        explain(Net().eval(), image(), max_batch_bytes=allowed)
+        assert len({name for name, _ in shared}) == expected
+        assert {share for _, share in shared} == {each}
+        shared.clear()
 
 
 def test_without_openmp_nothing_is_shared(monkeypatch):

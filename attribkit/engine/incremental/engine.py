@@ -98,9 +98,11 @@ class Incremental:
             self._leaves, self.first = self._again(image)
         self.plan = self.program.plan
         per_position = bytes_per_position(self.plan)
-        self.threads = self._threads(image.device)
+        self.workers = 1
         if image.device.type == "cpu":
-            max_bytes = min(max_bytes // self.threads, 3 * CACHE)
+            if self._may_share(image.device):
+                self.workers = max(1, min(torch.get_num_threads(), max_bytes // (3 * CACHE)))
+            max_bytes = min(max_bytes // self.workers, 3 * CACHE)
         self.most = max(1, max_bytes // max(1, per_position))
 
     def returned(self) -> Any:
@@ -112,10 +114,9 @@ class Incremental:
         leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
         return tree_unflatten(leaves, self.program.plan.graph.spec)
 
-    def _threads(self, device: torch.device) -> int:
-        """Return among how many of torch's threads blocks may be shared out."""
-        small = self.plan.work() * len(self.grid[0][0]) * len(self.grid[1][0]) < _WORTH
-        return 1 if small or not may_share(device) else torch.get_num_threads()
+    def _may_share(self, device: torch.device) -> bool:
+        """Tell whether blocks may be shared out among threads, and are worth it."""
+        return may_share(device) and self.plan.work() * len(self._everywhere()) >= _WORTH
 
     def _recorded(self, image: Tensor) -> tuple[Program, list[Any], Image]:
         """Record the forward pass: return the program, the leaves of what it returns for the image, and the image."""
@@ -247,7 +248,7 @@ class Incremental:
                 return self.plan.run(image.clean, *sides, self.fill)
 
         sizes = [len(rows) * len(columns) for rows, columns in blocks]
-        return side_by_side(compute, blocks, how_many(sizes, self.threads))
+        return side_by_side(compute, blocks, how_many(sizes, torch.get_num_threads(), self.workers))
 
     def _places_to_check(self) -> list[tuple[int, int]]:
         """Return the first and the last place and some drawn ones."""

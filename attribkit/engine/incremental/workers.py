@@ -44,7 +44,7 @@ def _by_openmp() -> bool:
     return "parallel backend: OpenMP" in torch.__config__.parallel_info()
 
 
-def how_many(sizes: Sequence[float], threads: int) -> int:
+def how_many(sizes: Sequence[float], threads: int, most: int) -> int:
     """Return how many workers finish first that share ``threads`` of torch's threads.
 
     Parameters
@@ -53,6 +53,8 @@ def how_many(sizes: Sequence[float], threads: int) -> int:
         How long each piece of work takes, in any unit, in the order in which they are begun.
     threads
         How many threads there are; each worker has as many as every other.
+    most
+        How many workers there may be.
     """
 
     def seconds(workers: int) -> float:
@@ -61,7 +63,7 @@ def how_many(sizes: Sequence[float], threads: int) -> int:
             loads[loads.index(min(loads))] += size
         return max(loads) * (SERIAL + (1 - SERIAL) / (threads // workers))
 
-    return min(range(1, max(1, min(threads, len(sizes))) + 1), key=seconds)
+    return min(range(1, max(1, min(threads, most, len(sizes))) + 1), key=seconds)
 
 
 def side_by_side(work: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[R]:
