@@ -194,9 +194,10 @@ class Occluded:
         if self._reused:  # the model is not what it was in a way that cannot be seen on it
             forget(self.observer.model)
             self._reused = False
-            if self._replayed:
+            if self._replayed:  # so are the clean score, and which unit is the most active
                 self._clean, self._replayed = None, False
-            return self._try(action)
+                self.clean()
+            return self._try(action) if self.incremental else None
         self.incremental = False
         if lasting and not self.observer.forward_kwargs:
             _HOPELESS.setdefault(self.observer.model, {})[self._case()] = why

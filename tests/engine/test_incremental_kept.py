@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import attribkit as ak
-from attribkit.engine.incremental import engine, kept_programs, plan
+from attribkit.engine.incremental import NotReplayable, engine, kept_programs, plan
 
 OPTIONS = {"window": 8, "stride": 8, "target": 1}
 
@@ -168,6 +168,32 @@ def test_what_cannot_be_seen_on_the_model_shows_in_the_results(image, recorded):
     world["factor"] = 5.0
     right(model, torch.cat([image, image.flip(3)]))
     assert len(recorded) == 6
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_the_most_active_unit_is_not_an_old_programs(image, monkeypatch, again):
+    """Neither where the forward pass is recorded again nor where it is run in full."""
+    world = {"factor": 1.0}
+
+    class Worldly(Net):
+        def forward(self, x):
+            return self.head(self.more((self.conv(x) * world["factor"]).relu()).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, options = Worldly().eval(), {"unit_layer": "more"}
+    before = explain(model, image, **options)
+    world["factor"] = -3.0
+    if not again:
+        monkeypatch.setattr(engine.Incremental, "_recorded", _refused)
+    ours, full = explain(model, image, **options), explain(model, image, engine="full", **options)
+    assert bool(ours.extras["incremental"].all()) == again
+    assert not torch.allclose(before.extras["unit_map"], full.extras["unit_map"], rtol=0.1)
+    torch.testing.assert_close(ours.extras["unit_map"], full.extras["unit_map"], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(ours.values, full.values, rtol=1e-4, atol=1e-5)
+
+
+def _refused(*arguments):
+    raise NotReplayable("for the sake of a test")
 
 
 def test_a_pass_that_returns_something_else_is_recorded_again(image, recorded):

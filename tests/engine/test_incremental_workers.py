@@ -129,20 +129,22 @@ def test_whoever_stops_early_ends_the_work():
     assert len(begun) == 4
 
 
-def test_threads_that_cannot_be_started(monkeypatch):
-    """Those already waiting for the others are let go."""
-    submit, count = ThreadPoolExecutor.submit, []
+@pytest.mark.parametrize("started", range(5))
+def test_threads_that_cannot_be_started(monkeypatch, started):
+    """What no thread does this one does, and no number of threads is left changed."""
+    start, count = threading._start_new_thread, []
 
-    def failing(pool, *arguments):
+    def failing(*arguments):
         count.append(1)
-        if len(count) == 2:
+        if len(count) > started:
             raise RuntimeError("can't start new thread")
-        return submit(pool, *arguments)
+        return start(*arguments)
 
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", failing)
-    with pytest.raises(RuntimeError, match="new thread"):
-        list(side_by_side(str, range(4), 2))
+    monkeypatch.setattr(threading, "_start_new_thread", failing)
+    found = list(side_by_side(lambda item: item * 2, range(7), 2))
     monkeypatch.undo()
+    assert found == [0, 2, 4, 6, 8, 10, 12]
+    assert len(count) > started or started == 4  # two workers, and one after each to set back the number
 
 
 @pytest.mark.parametrize(
@@ -242,6 +244,28 @@ def test_memory_is_shared_out_among_workers(shared, monkeypatch):
         assert len({name for name, _ in shared}) == expected
         assert {share for _, share in shared} == {each}
         shared.clear()
+
+
+def test_a_position_that_takes_all_memory_has_one_worker(shared):
+    """Also where that is more than a worker's share of the caches."""
+    explain(Net().eval(), image(), max_batch_bytes=1)
+    assert len({name for name, _ in shared}) == 1
+
+
+def test_operations_that_round_by_the_number_of_threads(shared, monkeypatch):
+    """The model itself had all threads: where that matters, blocks have them too."""
+    run = plan.Plan.run
+
+    def rounding(*arguments):
+        factor = 1 if torch.get_num_threads() == 4 else 1 + 1e-4
+        return {i: v * factor for i, v in run(*arguments).items()}
+
+    monkeypatch.setattr(plan.Plan, "run", rounding)
+    found = explain(Net().eval(), image())
+    assert found.extras["incremental"].all()
+    assert {share for _, share in shared} == {1, 4}
+    full = explain(Net().eval(), image(), engine="full")
+    torch.testing.assert_close(found.extras["score_map"], full.extras["score_map"], rtol=1e-5, atol=1e-5)
 
 
 def test_without_openmp_nothing_is_shared(monkeypatch):

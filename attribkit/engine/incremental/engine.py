@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from attribkit.engine.incremental.blocks import bytes_per_position, cut
-from attribkit.engine.incremental.errors import NotReplayable
+from attribkit.engine.incremental.errors import NotReplayable, Rounded
 from attribkit.engine.incremental.graph import ROWS, compare
 from attribkit.engine.incremental.patches import Clean
 from attribkit.engine.incremental.plan import Plan, together
@@ -101,7 +101,7 @@ class Incremental:
         self.workers = 1
         if image.device.type == "cpu":
             if self._may_share(image.device):
-                self.workers = max(1, min(torch.get_num_threads(), max_bytes // (3 * CACHE)))
+                self.workers = max(1, min(torch.get_num_threads(), max_bytes // max(3 * CACHE, per_position)))
             max_bytes = min(max_bytes // self.workers, 3 * CACHE)
         self.most = max(1, max_bytes // max(1, per_position))
 
@@ -208,6 +208,17 @@ class Incremental:
             Results differ from the model's own.
         """
         blocks = self._compared_first(image, blocks)
+        try:
+            yield from self._run(image, blocks)
+        except Rounded:
+            # some operations round by the number of threads, of which workers have fewer than the model had
+            if self.workers == 1 or image.compared:
+                raise
+            self.workers = 1
+            yield from self._run(image, blocks)
+
+    def _run(self, image: Image, blocks: Sequence[Block]) -> Iterator[tuple[list[tuple[int, int]], Any]]:
+        """Do what `run` does, by as many workers as there are."""
         waiting: list[dict[int, Tensor]] = []
         places: list[tuple[int, int]] = []
         # without a tail nothing is small: results go out block by block

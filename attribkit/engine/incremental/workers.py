@@ -81,14 +81,23 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T], workers: int) -> Ge
     if workers == 1:
         yield from map(work, items)
         return
+
+    def begun(item: T) -> Future[R]:
+        try:
+            return pool.submit(work, item)
+        except RuntimeError:  # no thread can be started now
+            done: Future[R] = Future()
+            done.set_result(work(item))
+            return done
+
     waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(workers, "attribkit-blocks") as pool:
-        _share_out(pool, workers, max(1, torch.get_num_threads() // workers))
+    each = max(1, torch.get_num_threads() // workers)
+    with ThreadPoolExecutor(workers, "attribkit-blocks", _take_share, (each,)) as pool:
         try:
             for item in items:
                 if len(waiting) == 2 * workers:
                     yield waiting.popleft().result()
-                waiting.append(pool.submit(work, item))
+                waiting.append(begun(item))
             while waiting:
                 yield waiting.popleft().result()
         finally:  # whoever stops early waits for what has begun alone
@@ -96,27 +105,19 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T], workers: int) -> Ge
                 future.cancel()
 
 
-def _share_out(pool: ThreadPoolExecutor, workers: int, each: int) -> None:
-    """Give each of a pool's workers a number of torch's threads.
+def _take_share(each: int) -> None:
+    """Give this thread a number of torch's threads.
 
-    Torch takes the number last set, by any thread, for that of every thread to come: it is set back.
+    Torch takes the number last set, by any thread, for that of every thread to come: it is set back by a thread of its
+    own. The thread that started this one takes no part in it, for it may be interrupted.
     """
-    together = threading.Barrier(workers)
-
-    def start() -> int:
-        common = torch.get_num_threads()  # from here on this thread's own
-        together.wait()  # one call for each worker
-        torch.set_num_threads(each)
-        return common
-
     with _sharing:  # or one would set back what the other set
-        try:
-            started = [pool.submit(start) for _ in range(workers)]
-        except BaseException:
-            together.abort()
-            raise
-        common = max(future.result() for future in started)
-        # by a thread of its own: the number of this one need not be the common one
+        common = torch.get_num_threads()  # from here on this thread's own
+        torch.set_num_threads(each)
         last = threading.Thread(target=torch.set_num_threads, args=(common,))
-        last.start()
-        last.join()
+        try:
+            last.start()
+        except RuntimeError:  # too many threads are better than other people's number changed
+            torch.set_num_threads(common)
+        else:
+            last.join()
