@@ -122,19 +122,17 @@ class Occlusion(Method):
             Observer(model, target, score, unit_layer, unit_channel), inputs, grid, fill, engine, max_batch_bytes
         )
         with torch.no_grad():
-
-            def clean() -> Tensor:
-                return occluded.clean()["score"]
-
-            clean()
+            occluded.clean()  # before any window is looked at: it says which unit is the most active
             more: dict[str, Tensor] = {}
             if limit is None:
                 found = occluded.find()
             else:
                 step = coarsest(sides, steps)
-                found, more["error_map"], more["seen"] = refine(occluded.find, clean, occluded.shape, step, limit)
-            # asked again: it is another one where a replay was given up
-            drops = (clean()[:, None, None] - found["score"]).to(inputs.dtype)
+                found, more["error_map"], more["seen"] = refine(
+                    occluded.find, lambda: occluded.clean()["score"], occluded.shape, step, limit
+                )
+            # only now: it is another one where a replay was given up
+            drops = (occluded.clean()["score"][:, None, None] - found["score"]).to(inputs.dtype)
             values = spread(drops, grid, height, width)
         extras = {f"{key}_map": value for key, value in found.items()}
         extras |= more
