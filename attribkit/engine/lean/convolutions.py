@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attribkit.engine.lean import store
+from attribkit.engine.lean import shortcuts, store
 from attribkit.engine.lean.standin import StandIn
 from attribkit.engine.lean.step import Step, is_fixed, many, named
 
@@ -24,7 +24,7 @@ class Convolution(Step):
     On the CPU torch lays its input and its output out anew, so that three or four tensors of their size are there at
     once. A large one goes in parts of the batch: that is leaner and faster. Each sample comes out the same up to
     rounding: on most machines to the bit, but torch may choose another order of adding for another batch. In 1×1
-    convolutions it always does; these stay whole.
+    convolutions it always does; these stay whole. Some have a `shortcut`.
     """
 
     def __init__(self, x: Tensor, weight: Tensor, bound: dict[str, Any]) -> None:
@@ -37,6 +37,7 @@ class Convolution(Step):
         self.groups = bound["groups"]
         self.kept = (weight.detach(),)
         self.rows = self._rows(x, weight)
+        self.shortcut = self._shortcut(x, weight)
 
     @classmethod
     def of(cls, x: Tensor, call: FunctionCall) -> Step | None:
@@ -48,6 +49,12 @@ class Convolution(Step):
         if not is_fixed(weight, x) or not is_fixed(bound["bias"], x) or x.ndim != weight.ndim:
             return None
         return cls(x, weight, bound)
+
+    def _shortcut(self, x: Tensor, weight: Tensor) -> shortcuts.Shortcut | None:
+        if x.ndim != 4 or self.groups != 1 or self.dilation != [1, 1]:
+            return None
+        (down, right), (above, left), (height, width) = self.stride, self.padding, x.shape[2:]
+        return shortcuts.shortcut(x, weight, shortcuts.Settings((down, right), (above, left), (height, width)))
 
     def _rows(self, x: Tensor, weight: Tensor) -> int:
         """Return how many samples go at once."""
@@ -65,12 +72,20 @@ class Convolution(Step):
     def run(self, call: FunctionCall) -> Tensor:
         """Run the operation as it was called, in parts where it is large."""
         x, *others = call.args
+        if self.shortcut is not None and self.bias is None:
+            found = self.shortcut.up(x, self.kept[0])
+            if found is not None:
+                return found
         if self.rows >= x.shape[0]:
             return super().run(call)
         return self._in_parts(x.shape[0], lambda part: call.function(x[part], *others, **call.kwargs))
 
     def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
         """Convolve with the transposed weights."""
+        if self.shortcut is not None and not torch.is_grad_enabled() and shortcuts.fits(signal):
+            found = self.shortcut.back(signal, kept[0])
+            if found is not None:
+                return found
         if self.rows >= signal.shape[0] or torch.is_grad_enabled():
             return self._back(signal, kept[0])
         return self._in_parts(signal.shape[0], lambda part: self._back(signal[part], kept[0]))

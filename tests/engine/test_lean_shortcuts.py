@@ -1,0 +1,265 @@
+"""Shorter ways through convolutions: the same sums, taken where torch's way is long, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import attribkit as ak
+from attribkit.engine.lean import convolutions, shortcuts, store
+from attribkit.engine.lean.shortcuts import Blocks, Products, Scattered, Settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+has_vectors = pytest.mark.skipif(
+    not shortcuts._has_vectors(), reason="torch has no vector instructions of oneDNN's on this machine"
+)
+
+
+def noise(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def oracle(x, weight, stride, padding=0):
+    """The output of a convolution, a signal at it, and what autograd makes of that."""
+    x = x.clone().requires_grad_()
+    output = F.conv2d(x, weight, stride=stride, padding=padding)
+    signal = noise(*output.shape, seed=2, dtype=x.dtype)
+    return output.detach(), signal, torch.autograd.grad(output, x, signal)[0]
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * float(expected.abs().max() + 1))
+    assert found.stride() == expected.stride()
+
+
+# -- the sums ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def convolution(draw):
+    """Sizes, kernel, padding by dimension, one stride, channels and samples; at least one window."""
+    kernel = draw(st.tuples(st.integers(1, 7), st.integers(1, 7)))
+    padding = draw(st.tuples(st.integers(0, 8), st.integers(0, 8)))
+    least = [max(1, k - 2 * p) for k, p in zip(kernel, padding, strict=True)]
+    size = tuple(draw(st.integers(low, low + 12)) for low in least)
+    return size, kernel, padding, draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+
+
+@settings(deadline=None, max_examples=200)
+@given(convolution(), st.sampled_from([1, 1 << 22]))
+def test_blocks_are_the_derivative(case, part):
+    """For kernels, strides and paddings of any size, windows that leave borders out included."""
+    size, kernel, padding, stride, channels, count = case
+    weight = noise(4, channels, *kernel, seed=1)
+    _, signal, expected = oracle(noise(count, channels, *size), weight, stride, padding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shortcuts, "_PART", part)
+        found = Blocks(Settings((stride, stride), padding, size)).back(signal, weight)
+    close(found, expected)
+
+
+@settings(deadline=None)
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.integers(1, 3),
+)
+def test_scattered_products_are_the_derivative(size, stride, count):
+    weight = noise(4, 3, 1, 1, seed=1)
+    _, signal, expected = oracle(noise(count, 3, *size), weight, stride)
+    close(Scattered(Settings(stride, (0, 0), size)).back(signal, weight), expected)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_products_are_the_convolution_and_its_derivative(count):
+    x, weight = noise(count, 6, 5, 7), noise(4, 6, 1, 1, seed=1)
+    output, signal, expected = oracle(x, weight, 1)
+    products = Products(Settings((1, 1), (0, 0), (5, 7)))
+    close(products.up(x, weight), output)
+    close(products.back(signal, weight), expected)
+
+
+def test_long_sums_are_left_to_torch():
+    """Each library cuts them at its own places: the output would not be the model's to the bit."""
+    products = Products(Settings((1, 1), (0, 0), (2, 2)))
+    long = shortcuts.SHORT + 1
+    x, weight = noise(1, long, 2, 2), noise(4, long, 1, 1)
+    assert products.up(x, weight) is None
+    assert products.back(noise(1, 4, 2, 2), weight).shape == x.shape
+    assert products.back(noise(1, long, 2, 2), weight.transpose(0, 1)) is None
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_is_no_number_goes_torchs_way(value):
+    """The kernel of the blocks has zeros where torch's has nothing, and they would make it spread."""
+    weight = noise(4, 3, 3, 3, dtype=torch.float32)
+    signal = noise(1, 4, 6, 6, dtype=torch.float32)
+    blocks = Blocks(Settings((2, 2), (1, 1), (12, 12)))
+    assert blocks.back(signal, weight) is not None
+    signal[0, 1, 2, 3] = value
+    assert blocks.back(signal, weight) is None
+
+
+@has_vectors
+def test_an_infinite_signal_reaches_the_windows_that_it_is_in():
+    layer = nn.Conv2d(3, 8, 7, 2, 3)
+
+    class Model(nn.Module):
+        def forward(self, x):
+            y = layer(x)
+            return (y.flatten(1) * torch.where(torch.arange(y[0].numel()) == 5000, float("inf"), 1)).sum(1)[:, None]
+
+    x = noise(1, 3, 224, 224, dtype=torch.float32).requires_grad_()
+    (expected,) = torch.autograd.grad(Model()(x).sum(), x)
+    found = ak.attribute(Model(), x.detach(), "gradient", 0).values
+    assert 0 < int((~expected.isfinite()).sum()) < 200
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+# -- where they are taken ----------------------------------------------------------------------------------------------
+
+PHOTO = (1, 3, 224, 224)
+TAKEN = {
+    "ResNet's first": (PHOTO, nn.Conv2d(3, 64, 7, 2, 3), Blocks),
+    "AlexNet's first": (PHOTO, nn.Conv2d(3, 64, 11, 4, 2), Blocks),
+    "patches of a ViT": (PHOTO, nn.Conv2d(3, 192, 16, 16), Blocks),
+    "MobileNet's first": (PHOTO, nn.Conv2d(3, 32, 3, 2, 1), None),
+    "VGG's first": (PHOTO, nn.Conv2d(3, 64, 3, 1, 1), None),
+    "many channels": ((2, 64, 56, 56), nn.Conv2d(64, 128, 3, 2, 1), None),
+    "two strides": (PHOTO, nn.Conv2d(3, 64, 7, (2, 3), 3), None),
+    "dilated": (PHOTO, nn.Conv2d(3, 64, 7, 2, 3, dilation=2), None),
+    "grouped": (PHOTO, nn.Conv2d(3, 63, 7, 2, 3, groups=3), None),
+    "small": ((1, 3, 64, 64), nn.Conv2d(3, 64, 7, 2, 3), None),
+    "float64": (PHOTO, nn.Conv2d(3, 64, 7, 2, 3).double(), None),
+    "channels last": (PHOTO, nn.Conv2d(3, 64, 7, 2, 3).to(memory_format=torch.channels_last), None),
+    "a shortcut of ResNet": ((1, 64, 56, 56), nn.Conv2d(64, 128, 1, 2), Scattered),
+    "a shortcut with padding": ((1, 64, 56, 56), nn.Conv2d(64, 128, 1, 2, 1), None),
+    "large maps": ((4, 16, 112, 112), nn.Conv2d(16, 96, 1), Products),
+    "large maps, few samples": ((2, 16, 112, 112), nn.Conv2d(16, 96, 1), None),
+    "large maps, grouped": ((4, 16, 112, 112), nn.Conv2d(16, 96, 1, groups=2), None),
+    "large maps, channels last": (
+        (4, 16, 112, 112),
+        nn.Conv2d(16, 96, 1).to(memory_format=torch.channels_last),
+        None,
+    ),
+}
+
+
+def step_of(x, layer):
+    names = ("stride", "padding", "dilation", "groups", "bias")
+    return convolutions.Convolution(x, layer.weight, {name: getattr(layer, name) for name in names})
+
+
+@has_vectors
+@pytest.mark.parametrize("name", TAKEN)
+def test_it_is_taken_where_torchs_way_is_long(name):
+    shape, layer, kind = TAKEN[name]
+    step = step_of(torch.zeros(shape, dtype=layer.weight.dtype), layer)
+    assert type(step.shortcut) is (kind or type(None))
+
+
+@has_vectors
+def test_an_image_with_channels_last_goes_torchs_way():
+    _, layer, _ = TAKEN["ResNet's first"]
+    assert step_of(torch.zeros(PHOTO).contiguous(memory_format=torch.channels_last), layer).shortcut is None
+
+
+def test_blocks_are_for_machines_that_have_vectors(monkeypatch):
+    shape, layer, _ = TAKEN["ResNet's first"]
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert step_of(torch.zeros(shape), layer).shortcut is None
+
+
+SIGNALS = {
+    "channels last": lambda signal: signal.contiguous(memory_format=torch.channels_last),
+    "negated": lambda signal: torch._neg_view(-signal),
+    "expanded": lambda signal: signal[:, :, :1, :1].expand_as(signal),
+    "sparse": lambda signal: signal.to_sparse(),
+}
+
+
+@has_vectors
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_signals_that_lie_otherwise_go_torchs_way(kind):
+    """And come out as they would have."""
+    _, layer, _ = TAKEN["ResNet's first"]
+    step = step_of(torch.zeros(PHOTO), layer)
+    signal = noise(1, 64, 112, 112, dtype=torch.float32)
+    assert shortcuts.fits(signal)
+    given_ = SIGNALS[kind](signal)
+    assert not shortcuts.fits(given_)
+    if kind == "sparse":
+        return  # torch's own way refuses it
+    expected = step._back(given_.clone(memory_format=torch.contiguous_format), layer.weight.detach())
+    assert torch.equal(step.back(given_, (layer.weight.detach(),)), expected)
+
+
+def test_second_derivatives_go_torchs_way(monkeypatch):
+    _, layer, _ = TAKEN["a shortcut of ResNet"]
+    step = step_of(torch.zeros(1, 64, 56, 56), layer)
+    monkeypatch.setattr(Scattered, "back", lambda *_: pytest.fail("taken"))
+    signal = noise(1, 128, 28, 28, dtype=torch.float32).requires_grad_()
+    with torch.enable_grad():
+        assert step.back(signal, (layer.weight.detach(),)).requires_grad
+
+
+# -- through the front door --------------------------------------------------------------------------------------------
+
+
+class Stem(nn.Module):
+    """What the three ways are for, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv2d(3, 16, 7, 2, 3, bias=False), nn.BatchNorm2d(16)
+        self.wide, self.narrow = nn.Conv2d(16, 96, 1, bias=False), nn.Conv2d(96, 16, 1)
+        self.down = nn.Conv2d(16, 32, 1, 2)
+
+    def forward(self, x):
+        y = self.narrow(self.wide(self.norm(self.first(x)).relu()).relu())
+        return self.down(y).mean((2, 3))
+
+
+@pytest.mark.parametrize("method", ["gradient", "guided_backprop", "deconvnet"])
+def test_attributions_are_those_without_shortcuts(method, monkeypatch):
+    model, x = Stem().eval(), noise(4, 3, 224, 224, dtype=torch.float32)
+    taken = []
+    for kind in (Blocks, Scattered, Products):
+
+        def back(self, signal, weight, kind=kind, ways=kind.back):
+            taken.append(kind)
+            return ways(self, signal, weight)
+
+        monkeypatch.setattr(kind, "back", back)
+    found = ak.attribute(model, x, method, 1)
+    kinds = [Scattered, Products, Products, *([Blocks] if shortcuts._has_vectors() else [])]
+    assert taken == kinds
+    monkeypatch.setattr(shortcuts, "shortcut", lambda *_: None)
+    expected = ak.attribute(model, x, method, 1)
+    assert torch.equal(found.scores, expected.scores)
+    largest = float(expected.values.abs().max())
+    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=2e-6 * largest)
+    assert len(taken) == len(kinds)
+
+
+def test_a_bias_is_added_by_torch(monkeypatch):
+    """Ours would be added after rounding."""
+    x = noise(4, 16, 112, 112, dtype=torch.float32)
+    layer = nn.Conv2d(16, 96, 1)
+    monkeypatch.setattr(Products, "up", lambda *_: pytest.fail("taken"))
+    model = nn.Sequential(layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    assert torch.equal(ak.attribute(model, x, "gradient", 1).scores, model(x)[:, 1].detach())
+
+
+def test_large_products_lie_on_large_pages(monkeypatch):
+    asked = []
+    monkeypatch.setattr(store, "_advise", lambda: lambda *call: asked.append(call))
+    products = Products(Settings((1, 1), (0, 0), (112, 112)))
+    products.up(noise(8, 16, 112, 112, dtype=torch.float32), noise(96, 16, 1, 1, dtype=torch.float32))
+    assert [size for _, size, _ in asked] == [pytest.approx(8 * 96 * 112 * 112 * 4, abs=2 * 4096)]
