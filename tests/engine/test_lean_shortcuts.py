@@ -76,22 +76,10 @@ def test_scattered_products_are_the_derivative(size, stride, count):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_products_are_the_convolution_and_its_derivative(count):
-    x, weight = noise(count, 6, 5, 7), noise(4, 6, 1, 1, seed=1)
-    output, signal, expected = oracle(x, weight, 1)
-    products = Products(Settings((1, 1), (0, 0), (5, 7)))
-    close(products.up(x, weight), output)
-    close(products.back(signal, weight), expected)
-
-
-def test_long_sums_are_left_to_torch():
-    """Each library cuts them at its own places: the output would not be the model's to the bit."""
-    products = Products(Settings((1, 1), (0, 0), (2, 2)))
-    long = shortcuts.SHORT + 1
-    x, weight = noise(1, long, 2, 2), noise(4, long, 1, 1)
-    assert products.up(x, weight) is None
-    assert products.back(noise(1, 4, 2, 2), weight).shape == x.shape
-    assert products.back(noise(1, long, 2, 2), weight.transpose(0, 1)) is None
+def test_products_are_the_derivative(count):
+    weight = noise(4, 6, 1, 1, seed=1)
+    _, signal, expected = oracle(noise(count, 6, 5, 7), weight, 1)
+    close(Products(Settings((1, 1), (0, 0), (5, 7))).back(signal, weight), expected)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -141,6 +129,7 @@ TAKEN = {
     "a shortcut with padding": ((1, 64, 56, 56), nn.Conv2d(64, 128, 1, 2, 1), None),
     "large maps": ((4, 16, 112, 112), nn.Conv2d(16, 96, 1), Products),
     "large maps, few samples": ((2, 16, 112, 112), nn.Conv2d(16, 96, 1), None),
+    "large maps, long sums": ((2, 16, 112, 112), nn.Conv2d(16, 192, 1), None),
     "large maps, grouped": ((4, 16, 112, 112), nn.Conv2d(16, 96, 1, groups=2), None),
     "large maps, channels last": (
         (4, 16, 112, 112),
@@ -167,6 +156,27 @@ def test_it_is_taken_where_torchs_way_is_long(name):
 def test_an_image_with_channels_last_goes_torchs_way():
     _, layer, _ = TAKEN["ResNet's first"]
     assert step_of(torch.zeros(PHOTO).contiguous(memory_format=torch.channels_last), layer).shortcut is None
+
+
+@pytest.mark.parametrize("name", ["a shortcut of ResNet", "large maps"])
+def test_a_wish_for_coarser_products_is_none_for_coarser_convolutions(name):
+    shape, layer, _ = TAKEN[name]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert step_of(torch.zeros(shape), layer).shortcut is None
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@has_vectors
+def test_blocks_are_for_onednn():
+    shape, layer, _ = TAKEN["ResNet's first"]
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        assert step_of(torch.zeros(shape), layer).shortcut is None
+    finally:
+        torch._C._set_mkldnn_enabled(True)
 
 
 def test_blocks_are_for_machines_that_have_vectors(monkeypatch):
@@ -209,6 +219,31 @@ def test_second_derivatives_go_torchs_way(monkeypatch):
         assert step.back(signal, (layer.weight.detach(),)).requires_grad
 
 
+INVALID = {
+    "no stride": ({"stride": 0}, 64, "stride"),
+    "too many strides": ({"stride": (2, 2, 2)}, 64, "stride"),
+    "too many paddings": ({"padding": (2, 2, 2)}, 64, "padding"),
+    "other channels": ({}, 63, "channels"),
+}
+
+
+@pytest.mark.parametrize("kernel", [1, 7])
+@pytest.mark.parametrize("name", INVALID)
+def test_what_torch_refuses_is_refused_by_torch(name, kernel):
+    kwargs, channels, word = INVALID[name]
+    weight = torch.zeros(32, channels, kernel, kernel)
+
+    class Model(nn.Module):
+        def forward(self, x):
+            return F.conv2d(x, weight, **kwargs).mean((2, 3))
+
+    with pytest.raises(RuntimeError, match=word) as ours:
+        ak.attribute(Model(), torch.zeros(4, 64, 56, 56), "gradient", 0)
+    with pytest.raises(RuntimeError) as torchs:
+        Model()(torch.zeros(4, 64, 56, 56))
+    assert str(torchs.value) in str(ours.value)
+
+
 # -- through the front door --------------------------------------------------------------------------------------------
 
 
@@ -249,18 +284,38 @@ def test_attributions_are_those_without_shortcuts(method, monkeypatch):
     assert len(taken) == len(kinds)
 
 
-def test_a_bias_is_added_by_torch(monkeypatch):
-    """Ours would be added after rounding."""
-    x = noise(4, 16, 112, 112, dtype=torch.float32)
-    layer = nn.Conv2d(16, 96, 1)
-    monkeypatch.setattr(Products, "up", lambda *_: pytest.fail("taken"))
-    model = nn.Sequential(layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    assert torch.equal(ak.attribute(model, x, "gradient", 1).scores, model(x)[:, 1].detach())
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(64, 128, 256, 32), (4, 128, 1, 112), (2, 16, 96, 160)])
+def test_scores_are_the_models_to_the_bit(shape, threads):
+    """Of large 1×1 convolutions torch adds in another order for another batch; a maximum shows it."""
+    count, channels, out, size = shape
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, channels, 1), nn.ReLU(), nn.Conv2d(channels, out, 1, bias=False)
+    model = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten()).eval()
+    x = torch.randn(count, 3, size, size)
+    torch.set_num_threads(threads)  # set back by the fixture
+    assert torch.equal(ak.attribute(model, x, "gradient", 0).scores, model(x)[:, 0].detach())
+
+
+@has_vectors
+def test_a_large_image_goes_in_bands():
+    """So that nothing of the signal's size is there besides."""
+    blocks = Blocks(Settings((2, 2), (3, 3), (512, 64)))
+    weight = noise(64, 3, 7, 7)
+    _, signal, expected = oracle(noise(1, 3, 512, 64), weight, 2, 3)
+    sizes, real = [], F.conv2d
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shortcuts, "_PART", signal.numel() * 8 // 16)
+        patch.setattr(F, "conv2d", lambda x, *args, **kwargs: sizes.append(x.numel()) or real(x, *args, **kwargs))
+        found = blocks.back(signal, weight)
+    assert len(sizes) == 16
+    assert max(sizes) <= signal.numel() // 16 + 3 * 64 * 32
+    close(found, expected)
 
 
 def test_large_products_lie_on_large_pages(monkeypatch):
     asked = []
     monkeypatch.setattr(store, "_advise", lambda: lambda *call: asked.append(call))
     products = Products(Settings((1, 1), (0, 0), (112, 112)))
-    products.up(noise(8, 16, 112, 112, dtype=torch.float32), noise(96, 16, 1, 1, dtype=torch.float32))
+    products.back(noise(8, 16, 112, 112, dtype=torch.float32), noise(16, 96, 1, 1, dtype=torch.float32))
     assert [size for _, size, _ in asked] == [pytest.approx(8 * 96 * 112 * 112 * 4, abs=2 * 4096)]

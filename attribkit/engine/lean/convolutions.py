@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _backward = torch.ops.aten.convolution_backward.default
 
 
+def _settings(bound: dict[str, Any], dims: int) -> list[list[int]]:
+    return [many(bound[name], dims) for name in ("stride", "padding", "dilation")]
+
+
 class Convolution(Step):
     """A convolution of fixed weights.
 
@@ -28,12 +32,9 @@ class Convolution(Step):
     """
 
     def __init__(self, x: Tensor, weight: Tensor, bound: dict[str, Any]) -> None:
-        dims = weight.ndim - 2
         self.input = StandIn.of(x)
         self.bias = None if bound["bias"] is None else [weight.shape[0]]
-        self.stride, self.padding, self.dilation = (
-            many(bound[name], dims) for name in ("stride", "padding", "dilation")
-        )
+        self.stride, self.padding, self.dilation = _settings(bound, weight.ndim - 2)
         self.groups = bound["groups"]
         self.kept = (weight.detach(),)
         self.rows = self._rows(x, weight)
@@ -48,7 +49,10 @@ class Convolution(Step):
         weight = bound["weight"]
         if not is_fixed(weight, x) or not is_fixed(bound["bias"], x) or x.ndim != weight.ndim:
             return None
-        return cls(x, weight, bound)
+        stride, *others = _settings(bound, weight.ndim - 2)
+        if min(stride) < 1 or any(len(setting) != len(stride) for setting in (weight.shape[2:], *others)):
+            return None  # for torch to say what is wrong
+        return cls(x, weight, bound) if x.shape[1] == weight.shape[1] * bound["groups"] else None
 
     def _shortcut(self, x: Tensor, weight: Tensor) -> shortcuts.Shortcut | None:
         if x.ndim != 4 or self.groups != 1 or self.dilation != [1, 1]:
@@ -72,10 +76,6 @@ class Convolution(Step):
     def run(self, call: FunctionCall) -> Tensor:
         """Run the operation as it was called, in parts where it is large."""
         x, *others = call.args
-        if self.shortcut is not None and self.bias is None:
-            found = self.shortcut.up(x, self.kept[0])
-            if found is not None:
-                return found
         if self.rows >= x.shape[0]:
             return super().run(call)
         return self._in_parts(x.shape[0], lambda part: call.function(x[part], *others, **call.kwargs))

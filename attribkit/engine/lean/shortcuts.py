@@ -1,7 +1,8 @@
 """Shorter ways to the same sums, for convolutions that torch takes long for on the CPU.
 
-What is added is what torch adds, in the same type. How torch orders a sum depends on the sizes and on the number of
-threads; here it may come out otherwise in the last bits of a float32, where it says so.
+What is added is what torch adds, in the same type. How torch orders a sum depends on sizes and on the number of
+threads; here it may be another order, and the last bits of a float32 others. So these are ways back alone: a model's
+output is the model's to the bit.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from attribkit.engine.lean.standin import is_plain
 #: Bytes of an input below which torch's own way is short enough.
 WORTH = 1 << 19
 
-#: Terms of a sum that libraries add in one go, and so in the same order. Longer ones are cut into pieces, each library
-#: at its own places.
+#: Terms of a sum that most libraries add in one go, and so in the same order. Longer ones are cut into pieces, each
+#: library at its own places; what differs in the last bits then is not worth the time that is saved.
 SHORT = 128
 
 #: Channels that a vector instruction holds: fewer take as long.
@@ -29,7 +30,7 @@ _LANES = 16
 #: How many times as many steps torch must take to make up for the turning and laying out of blocks.
 _GAIN = 2.5
 
-#: Bytes of a signal that stay in the caches while it is turned, laid out anew and convolved.
+#: Bytes of a signal that stay in the caches while they are turned, laid out anew and convolved.
 _PART = 1 << 22
 
 
@@ -51,7 +52,7 @@ class Settings:
 
 
 class Shortcut:
-    """A shorter way through one convolution.
+    """A shorter way back through one convolution.
 
     Parameters
     ----------
@@ -62,42 +63,29 @@ class Shortcut:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def up(self, x: Tensor, weight: Tensor) -> Tensor | None:
-        """Return the output for an input; None where torch's way is as short."""
-        return None
-
     def back(self, signal: Tensor, weight: Tensor) -> Tensor | None:
-        """Return the signal at the input; None where torch's way is as short."""
-        return None
+        """Return the signal at the input; None where it has to be torch's own way after all."""
+        raise NotImplementedError
 
 
 class Products(Shortcut):
-    """A 1×1 convolution with large maps as one product of matrices for each sample.
+    """The way back through a 1×1 convolution with large maps, as one product of matrices for each sample.
 
-    Torch lays maps out anew before and after. Sums are short ones alone: the same to the bit.
+    Torch lays maps out anew before and after.
     """
-
-    def up(self, x: Tensor, weight: Tensor) -> Tensor | None:
-        """Multiply by the weights."""
-        return _product(weight.flatten(1), x)
 
     def back(self, signal: Tensor, weight: Tensor) -> Tensor | None:
         """Multiply by the transposed weights."""
-        return _product(weight.flatten(1).t(), signal)
-
-
-def _product(matrix: Tensor, maps: Tensor) -> Tensor | None:
-    if matrix.shape[1] > SHORT:
-        return None
-    out = store.on_large_pages(maps.new_empty((maps.shape[0], matrix.shape[0], *maps.shape[2:])))
-    torch.bmm(matrix.expand(maps.shape[0], -1, -1), maps.flatten(2), out=out.flatten(2))
-    return out
+        matrix = weight.flatten(1).t().expand(len(signal), -1, -1)
+        out = store.on_large_pages(signal.new_empty((len(signal), weight.shape[1], *self.settings.size)))
+        torch.bmm(matrix, signal.flatten(2), out=out.flatten(2))
+        return out
 
 
 class Scattered(Shortcut):
     """The way back through a 1×1 convolution with a stride: most of its result is zero.
 
-    Torch computes all of it. Here one product gives what is not zero, in an order of adding of its own.
+    Torch computes all of it. Here one product gives what is not zero.
     """
 
     def back(self, signal: Tensor, weight: Tensor) -> Tensor | None:
@@ -111,44 +99,48 @@ class Scattered(Shortcut):
 
 
 class Blocks(Shortcut):
-    """The way back to few channels, an image's three above all, through a convolution with a stride.
+    """The way back to few channels, such as an image's three, through a convolution with a stride.
 
     A convolution of stride s is one of stride 1 on the input's s×s blocks, each taken for one pixel of s² times the
     channels, with a kernel that is as much smaller. Vector instructions compute three channels in the time of sixteen;
-    twelve of a kernel a quarter as large take less than half of it. The signal is turned by 180° so that sums come in
-    torch's own order; for large kernels, and sizes that blocks do not fill, torch's is another one.
+    twelve of a kernel a quarter as large take less than half of it. The signal is turned by 180°: for many stems sums
+    then come in torch's own order.
     """
 
     def back(self, signal: Tensor, weight: Tensor) -> Tensor | None:
-        """Convolve the turned signal with the kernel of the blocks."""
-        count, rows = len(signal), max(1, _PART // (signal[0].numel() * signal.element_size()))
-        kernel, blocks = _in_blocks(weight, self.settings), _blocks(self.settings)
-        out = store.on_large_pages(signal.new_empty((count, weight.shape[1], *self.settings.size)))
-        for start in range(0, count, rows):
-            part = slice(start, start + rows)
-            out[part] = self._back(signal[part], kernel, blocks)
+        """Convolve the turned signal with the kernel of the blocks, in parts that stay in the caches."""
+        side = self.settings.stride[0]
+        kernel = _of_blocks(weight, self.settings)
+        high, wide = (range(-(-size // side)) for size in self.settings.size)
+        row = signal[0, :, 0].numel() * signal.element_size()
+        samples, rows = max(1, _PART // (row * signal.shape[2])), max(1, _PART // row)
+        out = store.on_large_pages(signal.new_empty((len(signal), weight.shape[1], *self.settings.size)))
+        for start in range(0, len(signal), samples):
+            for top in high[::rows]:
+                into = out[start : start + samples, :, top * side : (top + rows) * side]
+                found = self._pixels(signal[start : start + samples], kernel, (high[top : top + rows], wide))
+                into.copy_(found[:, :, : into.shape[2], : into.shape[3]])
         # the smaller kernel has zeros at its borders, and infinity times zero is not a number
         return out if out.sum().isfinite() else None
 
-    def _back(self, signal: Tensor, kernel: Tensor, blocks: list[int]) -> Tensor:
-        padding, starts = [], []
-        for p, s, steps, taps, reached in zip(
-            self.settings.padding, self.settings.stride, blocks, kernel.shape[2:], signal.shape[2:], strict=True
-        ):
-            lead = -(-p // s)  # blocks of which the first window begins before the image
-            padding.append(max(0, taps - 1 - lead, steps + lead - reached))
-            starts.append(padding[-1] + reached - lead - steps)
+    def _pixels(self, signal: Tensor, kernel: Tensor, blocks: tuple[range, range]) -> Tensor:
+        """Return the signal at the pixels of these rows and columns of blocks."""
+        padding, firsts = [], []
+        for dim, wanted in enumerate(blocks):
+            taps, places = kernel.shape[2 + dim], signal.shape[2 + dim]
+            # window w reaches the blocks from w - lead on, as many as there are taps
+            lead = -(-self.settings.padding[dim] // self.settings.stride[dim])
+            low = max(0, min(wanted.start + lead - taps + 1, places - 1))
+            count = max(1, min(wanted.stop + lead, places) - low)
+            signal = signal.narrow(2 + dim, low, count)
+            lead += wanted.start - low
+            padding.append(max(0, taps - 1 - lead, len(wanted) + lead - count))
+            firsts.append(padding[-1] + count - lead - len(wanted))
         turned = signal.flip(2, 3).contiguous(memory_format=torch.channels_last)
         found = F.conv2d(turned, kernel, padding=tuple(padding))
-        for dim, (start, steps) in enumerate(zip(starts, blocks, strict=True), 2):
-            found = found.narrow(dim, start, steps)
-        height, width = self.settings.size
-        return F.pixel_shuffle(found.flip(2, 3), self.settings.stride[0])[:, :, :height, :width]
-
-
-def _blocks(settings: Settings) -> list[int]:
-    """Return how many blocks cover the input, by dimension."""
-    return [-(-size // s) for size, s in zip(settings.size, settings.stride, strict=True)]
+        for dim, (first, wanted) in enumerate(zip(firsts, blocks, strict=True), 2):
+            found = found.narrow(dim, first, len(wanted))
+        return F.pixel_shuffle(found.flip(2, 3), self.settings.stride[0])
 
 
 def _taps(weight: Tensor, settings: Settings) -> list[int]:
@@ -156,7 +148,7 @@ def _taps(weight: Tensor, settings: Settings) -> list[int]:
     return [-(-(-p % s + k) // s) for k, s, p in zip(weight.shape[2:], settings.stride, settings.padding, strict=True)]
 
 
-def _in_blocks(weight: Tensor, settings: Settings) -> Tensor:
+def _of_blocks(weight: Tensor, settings: Settings) -> Tensor:
     """Return the kernel of the blocks, [C·s², O, taps, taps]."""
     borders: list[int] = []
     for k, s, p, taps in zip(weight.shape[2:], settings.stride, settings.padding, _taps(weight, settings), strict=True):
@@ -181,10 +173,12 @@ def shortcut(x: Tensor, weight: Tensor, settings: Settings) -> Shortcut | None:
         return None
     kernel, (down, right) = tuple(weight.shape[2:]), settings.stride
     if kernel == (1, 1) and settings.padding == (0, 0):
+        if torch.get_float32_matmul_precision() != "highest":  # convolutions have a setting of their own
+            return None
         if max(down, right) > 1:
             return Scattered(settings)
         largest = max(weight.shape[:2]) * math.prod(settings.size) * len(x) * x.element_size()
-        return Products(settings) if largest >= store.LARGE // 2 else None
+        return Products(settings) if largest >= store.LARGE // 2 and weight.shape[0] <= SHORT else None
     if down != right or not _has_vectors():
         return None
     now = _vectors(weight.shape[1]) * math.prod(kernel)
@@ -212,5 +206,8 @@ def _vectors(channels: int) -> int:
 
 def _has_vectors() -> bool:
     """Tell whether torch convolves by oneDNN's own instructions; elsewhere it lays every window out anew."""
-    has_library: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return has_library and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return (
+        torch._C._has_mkldnn
+        and torch._C._get_mkldnn_enabled()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    )
