@@ -52,7 +52,7 @@ class Convolution(Step):
         stride, *others = _settings(bound, weight.ndim - 2)
         if min(stride) < 1 or any(len(setting) != len(stride) for setting in (weight.shape[2:], *others)):
             return None  # for torch to say what is wrong
-        return cls(x, weight, bound) if x.shape[1] == weight.shape[1] * bound["groups"] else None
+        return cls(x, weight, bound)
 
     def _shortcut(self, x: Tensor, weight: Tensor) -> shortcuts.Shortcut | None:
         if x.ndim != 4 or self.groups != 1 or self.dilation != [1, 1]:
