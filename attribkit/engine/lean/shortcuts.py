@@ -1,14 +1,16 @@
 """Shorter ways to the same sums, for convolutions that torch takes long for on the CPU.
 
 What is added is what torch adds, in the same type. How torch orders a sum depends on sizes and on the number of
-threads; here it may be another order, and the last bits of a float32 others. So these are ways back alone: a model's
-output is the model's to the bit.
+threads; here it may be another order, and the last bits of a float32 others. On the way up that is made sure not to be:
+a model's output is the model's to the bit.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +54,7 @@ class Settings:
 
 
 class Shortcut:
-    """A shorter way back through one convolution.
+    """A shorter way through one convolution.
 
     Parameters
     ----------
@@ -63,23 +65,76 @@ class Shortcut:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
+    def up(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """Return the output without its bias, to the bit; None where it has to be torch's own way."""
+        return None
+
     def back(self, signal: Tensor, weight: Tensor) -> Tensor | None:
         """Return the signal at the input; None where it has to be torch's own way after all."""
         raise NotImplementedError
 
 
 class Products(Shortcut):
-    """The way back through a 1×1 convolution with large maps, as one product of matrices for each sample.
+    """A 1×1 convolution with large maps, as one product of matrices for each sample.
 
     Torch lays maps out anew before and after.
     """
 
+    def up(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """Multiply by the weights, from the third time on that there are such sizes."""
+        if x.shape[0] * weight.shape[0] * math.prod(self.settings.size) * x.element_size() < store.LARGE:
+            return None
+        if not (fits(x) and weight.shape[1] <= SHORT and _is_aligned(x) and _is_aligned(weight)):
+            return None
+        trial = _trial(x.shape, weight.shape, torch.get_num_threads(), _has_library())
+        return _product(weight.flatten(1), x) if trial.passed() else None
+
     def back(self, signal: Tensor, weight: Tensor) -> Tensor | None:
         """Multiply by the transposed weights."""
-        matrix = weight.flatten(1).t().expand(len(signal), -1, -1)
-        out = store.on_large_pages(signal.new_empty((len(signal), weight.shape[1], *self.settings.size)))
-        torch.bmm(matrix, signal.flatten(2), out=out.flatten(2))
-        return out
+        return _product(weight.flatten(1).t(), signal) if weight.shape[0] <= SHORT else None
+
+
+def _product(matrix: Tensor, maps: Tensor) -> Tensor:
+    out = store.on_large_pages(maps.new_empty((len(maps), matrix.shape[0], *maps.shape[2:])))
+    torch.bmm(matrix.expand(len(maps), -1, -1), maps.flatten(2), out=out.flatten(2))
+    return out
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    """Tell whether a tensor begins where torch lets tensors begin; for others, libraries may take another order."""
+    return tensor.data_ptr() % 64 == 0
+
+
+class _Trial:
+    """Whether products of these sizes are torch's convolutions to the bit, found out with noise at the second call.
+
+    Not at the first, which would take twice as long.
+    """
+
+    def __init__(self, maps: torch.Size, weight: torch.Size) -> None:
+        self._maps, self._weight = maps, weight
+        self._calls, self._passed = 0, False
+
+    def passed(self) -> bool:
+        """Count a call; tell whether one has found the two to be the same."""
+        self._calls += 1
+        if self._calls == 2:
+            self._passed = self._run()
+        return self._passed
+
+    def _run(self) -> bool:
+        generator = torch.Generator().manual_seed(0)
+        maps, weight = (
+            torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+            for shape in (self._maps, self._weight)
+        )
+        return torch.equal(_product(weight.flatten(1), maps), F.conv2d(maps, weight))
+
+
+@functools.lru_cache(maxsize=64)
+def _trial(maps: torch.Size, weight: torch.Size, threads: int, library: bool) -> _Trial:
+    """Return the trial of these sizes, for torch's number of threads and with or without oneDNN."""
+    return _Trial(maps, weight)
 
 
 class Scattered(Shortcut):
@@ -173,12 +228,12 @@ def shortcut(x: Tensor, weight: Tensor, settings: Settings) -> Shortcut | None:
         return None
     kernel, (down, right) = tuple(weight.shape[2:]), settings.stride
     if kernel == (1, 1) and settings.padding == (0, 0):
-        if torch.get_float32_matmul_precision() != "highest":  # convolutions have a setting of their own
+        if not _is_exact():
             return None
         if max(down, right) > 1:
             return Scattered(settings)
         largest = max(weight.shape[:2]) * math.prod(settings.size) * len(x) * x.element_size()
-        return Products(settings) if largest >= store.LARGE // 2 and weight.shape[0] <= SHORT else None
+        return Products(settings) if largest >= store.LARGE // 2 else None
     if down != right or not _has_vectors():
         return None
     now = _vectors(weight.shape[1]) * math.prod(kernel)
@@ -204,10 +259,17 @@ def _vectors(channels: int) -> int:
     return -(-channels // _LANES)
 
 
+def _is_exact() -> bool:
+    """Tell whether nobody has asked for coarser products or convolutions: each has a setting of its own."""
+    convolutions: Any = getattr(torch.backends.mkldnn, "conv", None)  # since torch 2.9
+    asked = {torch.get_float32_matmul_precision(), getattr(convolutions, "fp32_precision", "none")}
+    return asked <= {"highest", "none", "ieee"}
+
+
+def _has_library() -> bool:
+    return torch._C._has_mkldnn and torch._C._get_mkldnn_enabled()
+
+
 def _has_vectors() -> bool:
     """Tell whether torch convolves by oneDNN's own instructions; elsewhere it lays every window out anew."""
-    return (
-        torch._C._has_mkldnn
-        and torch._C._get_mkldnn_enabled()
-        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    )
+    return _has_library() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
