@@ -82,6 +82,78 @@ def test_products_are_the_derivative(count):
     close(Products(Settings((1, 1), (0, 0), (5, 7))).back(signal, weight), expected)
 
 
+def test_long_sums_are_left_to_torch():
+    products = Products(Settings((1, 1), (0, 0), (2, 2)))
+    long = shortcuts.SHORT + 1
+    assert products.back(noise(1, 4, 2, 2), noise(4, long, 1, 1)).shape == (1, long, 2, 2)
+    assert products.back(noise(1, long, 2, 2), noise(long, 4, 1, 1)) is None
+
+
+@pytest.fixture
+def trials(monkeypatch):
+    """Products on the way up for small maps too, always the same bits, and nothing known of any sizes."""
+    monkeypatch.setattr(store, "LARGE", 1)
+    monkeypatch.setattr(shortcuts, "_product", lambda matrix, maps: F.conv2d(maps, matrix[:, :, None, None]))
+    shortcuts._trial.cache_clear()
+    yield Products(Settings((1, 1), (0, 0), (6, 5)))
+    shortcuts._trial.cache_clear()
+
+
+def single(*shape, seed=0):
+    return noise(*shape, seed=seed, dtype=torch.float32)
+
+
+def test_products_go_up_once_a_trial_has_found_the_same_bits(trials):
+    x, weight = single(2, 3, 6, 5), single(4, 3, 1, 1)
+    assert trials.up(x, weight) is None  # the first of these sizes: no time is spent on a trial
+    expected = F.conv2d(x, weight)
+    assert torch.equal(trials.up(x, weight), expected)
+    assert trials.up(single(3, 3, 6, 5), weight) is None  # other sizes
+
+
+def test_products_do_not_go_up_where_the_trial_finds_other_bits(trials, monkeypatch):
+    real = shortcuts._product
+    monkeypatch.setattr(shortcuts, "_product", lambda *args: real(*args).nextafter(torch.tensor(torch.inf)))
+    x, weight = single(2, 3, 6, 5), single(4, 3, 1, 1)
+    assert [trials.up(x, weight) for _ in range(4)] == [None] * 4
+
+
+def test_a_trial_is_for_its_number_of_threads_and_its_library(trials, monkeypatch):
+    x, weight = single(2, 3, 6, 5), single(4, 3, 1, 1)
+    trials.up(x, weight)
+    assert trials.up(x, weight) is not None
+    torch.set_num_threads(2)  # set back by the fixture
+    assert trials.up(x, weight) is None
+    torch.set_num_threads(1)
+    assert trials.up(x, weight) is not None
+    monkeypatch.setattr(shortcuts, "_has_library", lambda: not torch._C._has_mkldnn)
+    assert trials.up(x, weight) is None
+
+
+def test_a_trial_draws_no_random_number_of_the_callers(trials):
+    x, weight = single(2, 3, 6, 5), single(4, 3, 1, 1)
+    before = torch.get_rng_state()
+    for _ in range(3):
+        trials.up(x, weight)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "kind", ["long", "an image that begins elsewhere", "weights that begin elsewhere", "transposed"]
+)
+def test_products_do_not_go_up(kind, trials):
+    """What no trial speaks for."""
+    channels = shortcuts.SHORT + 1 if kind == "long" else 3
+    x, weight = single(2, channels, 6, 5), single(4, channels, 1, 1)
+    if kind == "an image that begins elsewhere":
+        x = single(x.numel() + 1)[1:].view(x.shape)
+    if kind == "weights that begin elsewhere":
+        weight = single(weight.numel() + 1)[1:].view(weight.shape)
+    if kind == "transposed":
+        x = single(2, channels, 5, 6).transpose(2, 3)
+    assert [trials.up(x, weight) for _ in range(3)] == [None] * 3
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_what_is_no_number_goes_torchs_way(value):
     """The kernel of the blocks has zeros where torch's has nothing, and they would make it spread."""
@@ -129,7 +201,6 @@ TAKEN = {
     "a shortcut with padding": ((1, 64, 56, 56), nn.Conv2d(64, 128, 1, 2, 1), None),
     "large maps": ((4, 16, 112, 112), nn.Conv2d(16, 96, 1), Products),
     "large maps, few samples": ((2, 16, 112, 112), nn.Conv2d(16, 96, 1), None),
-    "large maps, long sums": ((2, 16, 112, 112), nn.Conv2d(16, 192, 1), None),
     "large maps, grouped": ((4, 16, 112, 112), nn.Conv2d(16, 96, 1, groups=2), None),
     "large maps, channels last": (
         (4, 16, 112, 112),
@@ -294,7 +365,21 @@ def test_scores_are_the_models_to_the_bit(shape, threads):
     model = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten()).eval()
     x = torch.randn(count, 3, size, size)
     torch.set_num_threads(threads)  # set back by the fixture
-    assert torch.equal(ak.attribute(model, x, "gradient", 0).scores, model(x)[:, 0].detach())
+    for _ in range(3):
+        assert torch.equal(ak.attribute(model, x, "gradient", 0).scores, model(x)[:, 0].detach())
+
+
+@has_vectors
+def test_a_bias_is_added_by_torch(monkeypatch):
+    """Ours would be added after rounding."""
+    taken = []
+    monkeypatch.setattr(Products, "up", lambda *_: taken.append(1))
+    x = single(8, 16, 112, 112)
+    for bias in (True, False):
+        assert not taken
+        model = nn.Sequential(nn.Conv2d(16, 96, 1, bias=bias), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+        ak.attribute(model, x, "gradient", 1)
+    assert taken
 
 
 @has_vectors
