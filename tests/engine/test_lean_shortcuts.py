@@ -11,7 +11,7 @@ from torch import nn
 
 import attribkit as ak
 from attribkit.engine.lean import convolutions, shortcuts, store
-from attribkit.engine.lean.shortcuts import Blocks, Products, Scattered, Settings
+from attribkit.engine.lean.shortcuts import Settings, blocks, product_back, product_up, scattered, scattered_by_pixels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,6 +22,10 @@ has_vectors = pytest.mark.skipif(
 
 def noise(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def single(*shape, seed=0):
+    return noise(*shape, seed=seed, dtype=torch.float32)
 
 
 def oracle(x, weight, stride, padding=0):
@@ -59,7 +63,7 @@ def test_blocks_are_the_derivative(case, part):
     _, signal, expected = oracle(noise(count, channels, *size), weight, stride, padding)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shortcuts, "_PART", part)
-        found = Blocks(Settings((stride, stride), padding, size)).back(signal, weight)
+        found = blocks(signal, weight, Settings((stride, stride), padding, size))
     close(found, expected)
 
 
@@ -72,97 +76,26 @@ def test_blocks_are_the_derivative(case, part):
 def test_scattered_products_are_the_derivative(size, stride, count):
     weight = noise(4, 3, 1, 1, seed=1)
     _, signal, expected = oracle(noise(count, 3, *size), weight, stride)
-    close(Scattered(Settings(stride, (0, 0), size)).back(signal, weight), expected)
+    for way in (scattered, scattered_by_pixels):
+        close(way(signal, weight, Settings(stride, (0, 0), size)), expected)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_products_are_the_derivative(count):
-    weight = noise(4, 6, 1, 1, seed=1)
-    _, signal, expected = oracle(noise(count, 6, 5, 7), weight, 1)
-    close(Products(Settings((1, 1), (0, 0), (5, 7))).back(signal, weight), expected)
-
-
-def test_long_sums_are_left_to_torch():
-    products = Products(Settings((1, 1), (0, 0), (2, 2)))
-    long = shortcuts.SHORT + 1
-    assert products.back(noise(1, 4, 2, 2), noise(4, long, 1, 1)).shape == (1, long, 2, 2)
-    assert products.back(noise(1, long, 2, 2), noise(long, 4, 1, 1)) is None
-
-
-@pytest.fixture
-def trials(monkeypatch):
-    """Products on the way up for small maps too, always the same bits, and nothing known of any sizes."""
-    monkeypatch.setattr(store, "LARGE", 1)
-    monkeypatch.setattr(shortcuts, "_product", lambda matrix, maps: F.conv2d(maps, matrix[:, :, None, None]))
-    shortcuts._trial.cache_clear()
-    yield Products(Settings((1, 1), (0, 0), (6, 5)))
-    shortcuts._trial.cache_clear()
-
-
-def single(*shape, seed=0):
-    return noise(*shape, seed=seed, dtype=torch.float32)
-
-
-def test_products_go_up_once_a_trial_has_found_the_same_bits(trials):
-    x, weight = single(2, 3, 6, 5), single(4, 3, 1, 1)
-    assert trials.up(x, weight) is None  # the first of these sizes: no time is spent on a trial
-    expected = F.conv2d(x, weight)
-    assert torch.equal(trials.up(x, weight), expected)
-    assert trials.up(single(3, 3, 6, 5), weight) is None  # other sizes
-
-
-def test_products_do_not_go_up_where_the_trial_finds_other_bits(trials, monkeypatch):
-    real = shortcuts._product
-    monkeypatch.setattr(shortcuts, "_product", lambda *args: real(*args).nextafter(torch.tensor(torch.inf)))
-    x, weight = single(2, 3, 6, 5), single(4, 3, 1, 1)
-    assert [trials.up(x, weight) for _ in range(4)] == [None] * 4
-
-
-def test_a_trial_is_for_its_number_of_threads_and_its_library(trials, monkeypatch):
-    x, weight = single(2, 3, 6, 5), single(4, 3, 1, 1)
-    trials.up(x, weight)
-    assert trials.up(x, weight) is not None
-    torch.set_num_threads(2)  # set back by the fixture
-    assert trials.up(x, weight) is None
-    torch.set_num_threads(1)
-    assert trials.up(x, weight) is not None
-    monkeypatch.setattr(shortcuts, "_has_library", lambda: not torch._C._has_mkldnn)
-    assert trials.up(x, weight) is None
-
-
-def test_a_trial_draws_no_random_number_of_the_callers(trials):
-    x, weight = single(2, 3, 6, 5), single(4, 3, 1, 1)
-    before = torch.get_rng_state()
-    for _ in range(3):
-        trials.up(x, weight)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(
-    "kind", ["long", "an image that begins elsewhere", "weights that begin elsewhere", "transposed"]
-)
-def test_products_do_not_go_up(kind, trials):
-    """What no trial speaks for."""
-    channels = shortcuts.SHORT + 1 if kind == "long" else 3
-    x, weight = single(2, channels, 6, 5), single(4, channels, 1, 1)
-    if kind == "an image that begins elsewhere":
-        x = single(x.numel() + 1)[1:].view(x.shape)
-    if kind == "weights that begin elsewhere":
-        weight = single(weight.numel() + 1)[1:].view(weight.shape)
-    if kind == "transposed":
-        x = single(2, channels, 5, 6).transpose(2, 3)
-    assert [trials.up(x, weight) for _ in range(3)] == [None] * 3
+def test_products_are_the_convolution_and_its_derivative(count):
+    x, weight = noise(count, 6, 5, 7), noise(4, 6, 1, 1, seed=1)
+    output, signal, expected = oracle(x, weight, 1)
+    close(product_up(x, weight, Settings((1, 1), (0, 0), (5, 7))), output)
+    close(product_back(signal, weight, Settings((1, 1), (0, 0), (5, 7))), expected)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_what_is_no_number_goes_torchs_way(value):
     """The kernel of the blocks has zeros where torch's has nothing, and they would make it spread."""
-    weight = noise(4, 3, 3, 3, dtype=torch.float32)
-    signal = noise(1, 4, 6, 6, dtype=torch.float32)
-    blocks = Blocks(Settings((2, 2), (1, 1), (12, 12)))
-    assert blocks.back(signal, weight) is not None
+    weight, signal = single(4, 3, 3, 3), single(1, 4, 6, 6)
+    case = Settings((2, 2), (1, 1), (12, 12))
+    assert blocks(signal, weight, case) is not None
     signal[0, 1, 2, 3] = value
-    assert blocks.back(signal, weight) is None
+    assert blocks(signal, weight, case) is None
 
 
 @has_vectors
@@ -174,9 +107,10 @@ def test_an_infinite_signal_reaches_the_windows_that_it_is_in():
             y = layer(x)
             return (y.flatten(1) * torch.where(torch.arange(y[0].numel()) == 5000, float("inf"), 1)).sum(1)[:, None]
 
-    x = noise(1, 3, 224, 224, dtype=torch.float32).requires_grad_()
+    x = single(1, 3, 224, 224).requires_grad_()
     (expected,) = torch.autograd.grad(Model()(x).sum(), x)
-    found = ak.attribute(Model(), x.detach(), "gradient", 0).values
+    model = Model()
+    found = [ak.attribute(model, x.detach(), "gradient", 0).values for _ in range(3)][-1]
     assert 0 < int((~expected.isfinite()).sum()) < 200
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -185,27 +119,29 @@ def test_an_infinite_signal_reaches_the_windows_that_it_is_in():
 
 PHOTO = (1, 3, 224, 224)
 TAKEN = {
-    "ResNet's first": (PHOTO, nn.Conv2d(3, 64, 7, 2, 3), Blocks),
-    "AlexNet's first": (PHOTO, nn.Conv2d(3, 64, 11, 4, 2), Blocks),
-    "patches of a ViT": (PHOTO, nn.Conv2d(3, 192, 16, 16), Blocks),
-    "MobileNet's first": (PHOTO, nn.Conv2d(3, 32, 3, 2, 1), None),
-    "VGG's first": (PHOTO, nn.Conv2d(3, 64, 3, 1, 1), None),
-    "many channels": ((2, 64, 56, 56), nn.Conv2d(64, 128, 3, 2, 1), None),
-    "two strides": (PHOTO, nn.Conv2d(3, 64, 7, (2, 3), 3), None),
-    "dilated": (PHOTO, nn.Conv2d(3, 64, 7, 2, 3, dilation=2), None),
-    "grouped": (PHOTO, nn.Conv2d(3, 63, 7, 2, 3, groups=3), None),
-    "small": ((1, 3, 64, 64), nn.Conv2d(3, 64, 7, 2, 3), None),
-    "float64": (PHOTO, nn.Conv2d(3, 64, 7, 2, 3).double(), None),
-    "channels last": (PHOTO, nn.Conv2d(3, 64, 7, 2, 3).to(memory_format=torch.channels_last), None),
-    "a shortcut of ResNet": ((1, 64, 56, 56), nn.Conv2d(64, 128, 1, 2), Scattered),
-    "a shortcut with padding": ((1, 64, 56, 56), nn.Conv2d(64, 128, 1, 2, 1), None),
-    "large maps": ((4, 16, 112, 112), nn.Conv2d(16, 96, 1), Products),
-    "large maps, few samples": ((2, 16, 112, 112), nn.Conv2d(16, 96, 1), None),
-    "large maps, grouped": ((4, 16, 112, 112), nn.Conv2d(16, 96, 1, groups=2), None),
+    "ResNet's first": (PHOTO, nn.Conv2d(3, 64, 7, 2, 3), (blocks,)),
+    "AlexNet's first": (PHOTO, nn.Conv2d(3, 64, 11, 4, 2), (blocks,)),
+    "patches of a ViT": (PHOTO, nn.Conv2d(3, 192, 16, 16), (blocks,)),
+    "MobileNet's first": (PHOTO, nn.Conv2d(3, 32, 3, 2, 1), ()),
+    "VGG's first": (PHOTO, nn.Conv2d(3, 64, 3, 1, 1), ()),
+    "many channels": ((2, 64, 56, 56), nn.Conv2d(64, 128, 3, 2, 1), ()),
+    "two strides": (PHOTO, nn.Conv2d(3, 64, 7, (2, 3), 3), ()),
+    "dilated": (PHOTO, nn.Conv2d(3, 64, 7, 2, 3, dilation=2), ()),
+    "grouped": (PHOTO, nn.Conv2d(3, 63, 7, 2, 3, groups=3), ()),
+    "small": ((1, 3, 64, 64), nn.Conv2d(3, 64, 7, 2, 3), ()),
+    "float64": (PHOTO, nn.Conv2d(3, 64, 7, 2, 3).double(), ()),
+    "channels last": (PHOTO, nn.Conv2d(3, 64, 7, 2, 3).to(memory_format=torch.channels_last), ()),
+    "a shortcut of ResNet": ((1, 64, 56, 56), nn.Conv2d(64, 128, 1, 2), (scattered, scattered_by_pixels)),
+    "a shortcut with padding": ((1, 64, 56, 56), nn.Conv2d(64, 128, 1, 2, 1), ()),
+    "large maps": ((4, 16, 112, 112), nn.Conv2d(16, 96, 1), (product_back,)),
+    "large output": ((8, 16, 112, 112), nn.Conv2d(16, 96, 1), (product_back,)),
+    "too large for a trial": ((64, 3, 224, 224), nn.Conv2d(3, 64, 7, 2, 3), ()),
+    "large maps, few samples": ((2, 16, 112, 112), nn.Conv2d(16, 96, 1), ()),
+    "large maps, grouped": ((4, 16, 112, 112), nn.Conv2d(16, 96, 1, groups=2), ()),
     "large maps, channels last": (
         (4, 16, 112, 112),
         nn.Conv2d(16, 96, 1).to(memory_format=torch.channels_last),
-        None,
+        (),
     ),
 }
 
@@ -218,9 +154,11 @@ def step_of(x, layer):
 @has_vectors
 @pytest.mark.parametrize("name", TAKEN)
 def test_it_is_taken_where_torchs_way_is_long(name):
-    shape, layer, kind = TAKEN[name]
-    step = step_of(torch.zeros(shape, dtype=layer.weight.dtype), layer)
-    assert type(step.shortcut) is (kind or type(None))
+    shape, layer, ways = TAKEN[name]
+    found = step_of(torch.zeros(shape, dtype=layer.weight.dtype), layer).shortcut
+    assert (() if found is None else found.ways_back) == ways
+    # on the way up there is one for outputs for which torch takes memory from the system anew
+    assert (found.ways_up if found else ()) == ((product_up,) if name == "large output" else ())
 
 
 @has_vectors
@@ -229,7 +167,7 @@ def test_an_image_with_channels_last_goes_torchs_way():
     assert step_of(torch.zeros(PHOTO).contiguous(memory_format=torch.channels_last), layer).shortcut is None
 
 
-@pytest.mark.parametrize("name", ["a shortcut of ResNet", "large maps"])
+@pytest.mark.parametrize("name", ["ResNet's first", "a shortcut of ResNet", "large maps"])
 def test_a_wish_for_coarser_products_is_none_for_coarser_convolutions(name):
     shape, layer, _ = TAKEN[name]
     before = torch.get_float32_matmul_precision()
@@ -270,22 +208,22 @@ def test_signals_that_lie_otherwise_go_torchs_way(kind, monkeypatch):
     """And come out as they would have."""
     _, layer, _ = TAKEN["ResNet's first"]
     step, weight = step_of(torch.zeros(PHOTO), layer), layer.weight.detach()
-    taken = []
-    monkeypatch.setattr(Blocks, "back", lambda *_: taken.append(kind))
-    signal = noise(1, 64, 112, 112, dtype=torch.float32)
+    asked = []
+    monkeypatch.setattr(shortcuts, "way_for", lambda *_, **kwargs: asked.append(kind))
+    signal = single(1, 64, 112, 112)
     step.back(signal, (weight,))
-    assert taken.pop() == kind
+    assert asked.pop() == kind
     other = SIGNALS[kind](signal)
     expected = step._back(other.clone(memory_format=torch.contiguous_format), weight)
     assert torch.equal(step.back(other, (weight,)), expected)
-    assert not taken
+    assert not asked
 
 
 def test_second_derivatives_go_torchs_way(monkeypatch):
     _, layer, _ = TAKEN["a shortcut of ResNet"]
     step = step_of(torch.zeros(1, 64, 56, 56), layer)
-    monkeypatch.setattr(Scattered, "back", lambda *_: pytest.fail("taken"))
-    signal = noise(1, 128, 28, 28, dtype=torch.float32).requires_grad_()
+    monkeypatch.setattr(shortcuts, "way_for", lambda *_, **kwargs: pytest.fail("asked"))
+    signal = single(1, 128, 28, 28).requires_grad_()
     with torch.enable_grad():
         assert step.back(signal, (layer.weight.detach(),)).requires_grad
 
@@ -333,26 +271,43 @@ class Stem(nn.Module):
         return self.down(y).mean((2, 3))
 
 
+@pytest.fixture
+def taken(monkeypatch):
+    """Every way counts as torch's to the bit; which were taken, in order."""
+    names = []
+
+    def way_for(torchs, ways, settings, maps, weight, *, library):
+        names.append(ways[0].__name__)
+        return ways[0]
+
+    monkeypatch.setattr(shortcuts, "way_for", way_for)
+    return names
+
+
+@has_vectors
 @pytest.mark.parametrize("method", ["gradient", "guided_backprop", "deconvnet"])
-def test_attributions_are_those_without_shortcuts(method, monkeypatch):
-    model, x = Stem().eval(), noise(4, 3, 224, 224, dtype=torch.float32)
-    taken = []
-    for kind in (Blocks, Scattered, Products):
-
-        def back(self, signal, weight, kind=kind, ways=kind.back):
-            taken.append(kind)
-            return ways(self, signal, weight)
-
-        monkeypatch.setattr(kind, "back", back)
+def test_attributions_are_those_without_shortcuts(method, taken, monkeypatch):
+    model, x = Stem().eval(), single(8, 3, 224, 224)
     found = ak.attribute(model, x, method, 1)
-    kinds = [Scattered, Products, Products, *([Blocks] if shortcuts._has_vectors() else [])]
-    assert taken == kinds
+    assert taken == ["product_up", "scattered", "product_back", "product_back", "blocks"]
     monkeypatch.setattr(shortcuts, "shortcut", lambda *_: None)
     expected = ak.attribute(model, x, method, 1)
-    assert torch.equal(found.scores, expected.scores)
-    largest = float(expected.values.abs().max())
-    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=2e-6 * largest)
-    assert len(taken) == len(kinds)
+    for mine, other in ((found.scores, expected.scores), (found.values, expected.values)):
+        torch.testing.assert_close(mine, other, rtol=0, atol=2e-6 * float(other.abs().max()))
+    assert len(taken) == 5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_all_calls_give_autograds_bits(threads):
+    """The first goes torch's way, the second makes the trials, the third goes by what they found."""
+    torch.set_num_threads(threads)  # set back by the fixture
+    model, x = Stem().eval(), single(8, 3, 224, 224).requires_grad_()
+    scores = model(x)[:, 1]
+    (expected,) = torch.autograd.grad(scores.sum(), x)
+    for _ in range(3):
+        found = ak.attribute(model, x.detach(), "gradient", 1)
+        assert torch.equal(found.scores, scores)
+        assert torch.equal(found.values, expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -369,30 +324,26 @@ def test_scores_are_the_models_to_the_bit(shape, threads):
         assert torch.equal(ak.attribute(model, x, "gradient", 0).scores, model(x)[:, 0].detach())
 
 
-@has_vectors
-def test_a_bias_is_added_by_torch(monkeypatch):
+def test_a_bias_is_added_by_torch(taken):
     """Ours would be added after rounding."""
-    taken = []
-    monkeypatch.setattr(Products, "up", lambda *_: taken.append(1))
     x = single(8, 16, 112, 112)
     for bias in (True, False):
-        assert not taken
+        assert "product_up" not in taken
         model = nn.Sequential(nn.Conv2d(16, 96, 1, bias=bias), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
         ak.attribute(model, x, "gradient", 1)
-    assert taken
+    assert "product_up" in taken
 
 
 @has_vectors
 def test_a_large_image_goes_in_bands():
     """So that nothing of the signal's size is there besides."""
-    blocks = Blocks(Settings((2, 2), (3, 3), (512, 64)))
     weight = noise(64, 3, 7, 7)
     _, signal, expected = oracle(noise(1, 3, 512, 64), weight, 2, 3)
     sizes, real = [], F.conv2d
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shortcuts, "_PART", signal.numel() * 8 // 16)
         patch.setattr(F, "conv2d", lambda x, *args, **kwargs: sizes.append(x.numel()) or real(x, *args, **kwargs))
-        found = blocks.back(signal, weight)
+        found = blocks(signal, weight, Settings((2, 2), (3, 3), (512, 64)))
     assert len(sizes) == 16
     assert max(sizes) <= signal.numel() // 16 + 3 * 64 * 32
     close(found, expected)
@@ -401,6 +352,5 @@ def test_a_large_image_goes_in_bands():
 def test_large_products_lie_on_large_pages(monkeypatch):
     asked = []
     monkeypatch.setattr(store, "_advise", lambda: lambda *call: asked.append(call))
-    products = Products(Settings((1, 1), (0, 0), (112, 112)))
-    products.back(noise(8, 16, 112, 112, dtype=torch.float32), noise(16, 96, 1, 1, dtype=torch.float32))
+    product_up(single(8, 16, 112, 112), single(96, 16, 1, 1), Settings((1, 1), (0, 0), (112, 112)))
     assert [size for _, size, _ in asked] == [pytest.approx(8 * 96 * 112 * 112 * 4, abs=2 * 4096)]

@@ -1,13 +1,11 @@
 """Shorter ways to the same sums, for convolutions that torch takes long for on the CPU.
 
-What is added is what torch adds, in the same type. How torch orders a sum depends on sizes and on the number of
-threads; here it may be another order, and the last bits of a float32 others. On the way up that is made sure not to be:
-a model's output is the model's to the bit.
+What is added is what torch adds, in the same type. In which order depends, there and here, on sizes, on the number of
+threads and on the machine. So a way is tried with noise before it is taken, and taken where it gives the same bits.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,19 +16,21 @@ from torch import Tensor
 
 from attribkit.engine.lean import store
 from attribkit.engine.lean.standin import is_plain
+from attribkit.engine.lean.trials import Way, way_for
 
 #: Bytes of an input below which torch's own way is short enough.
 WORTH = 1 << 19
 
-#: Terms of a sum that most libraries add in one go, and so in the same order. Longer ones are cut into pieces, each
-#: library at its own places; what differs in the last bits then is not worth the time that is saved.
-SHORT = 128
+#: Bytes of what goes in and comes out above which no trial is made: it takes so much memory besides.
+MOST = 1 << 27
 
 #: Channels that a vector instruction holds: fewer take as long.
 _LANES = 16
 
 #: How many times as many steps torch must take to make up for the turning and laying out of blocks.
 _GAIN = 2.5
+
+_backward = torch.ops.aten.convolution_backward.default
 
 #: Bytes of a signal that stay in the caches while they are turned, laid out anew and convolved.
 _PART = 1 << 22
@@ -53,45 +53,33 @@ class Settings:
     size: tuple[int, int]
 
 
-class Shortcut:
-    """A shorter way through one convolution.
+def up(x: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """Convolve an input as torch does."""
+    return F.conv2d(x, weight, stride=settings.stride, padding=settings.padding)
 
-    Parameters
-    ----------
-    settings
-        Of the convolution.
+
+def back(signal: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """Carry a signal back as torch does."""
+    x = signal.new_empty((len(signal), weight.shape[1], *settings.size))  # whose layout alone it looks at
+    how = (settings.stride, settings.padding, [1, 1], False, [0, 0], 1)
+    found: Tensor = _backward(signal, x, weight, None, *how, [True, False, False])[0]
+    return found
+
+
+# -- the ways ----------------------------------------------------------------------------------------------------------
+
+
+def product_up(x: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """Go up through a 1×1 convolution, by one product of matrices for each sample.
+
+    Torch lays maps out anew before and after, which takes long for large ones.
     """
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-
-    def up(self, x: Tensor, weight: Tensor) -> Tensor | None:
-        """Return the output without its bias, to the bit; None where it has to be torch's own way."""
-        return None
-
-    def back(self, signal: Tensor, weight: Tensor) -> Tensor | None:
-        """Return the signal at the input; None where it has to be torch's own way after all."""
-        raise NotImplementedError
+    return _product(weight.flatten(1), x)
 
 
-class Products(Shortcut):
-    """A 1×1 convolution with large maps, as one product of matrices for each sample.
-
-    Torch lays maps out anew before and after.
-    """
-
-    def up(self, x: Tensor, weight: Tensor) -> Tensor | None:
-        """Multiply by the weights, from the third time on that there are such sizes."""
-        if x.shape[0] * weight.shape[0] * math.prod(self.settings.size) * x.element_size() < store.LARGE:
-            return None
-        if not (fits(x) and weight.shape[1] <= SHORT and _is_aligned(x) and _is_aligned(weight)):
-            return None
-        trial = _trial(x.shape, weight.shape, torch.get_num_threads(), _has_library())
-        return _product(weight.flatten(1), x) if trial.passed() else None
-
-    def back(self, signal: Tensor, weight: Tensor) -> Tensor | None:
-        """Multiply by the transposed weights."""
-        return _product(weight.flatten(1).t(), signal) if weight.shape[0] <= SHORT else None
+def product_back(signal: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """Go back through a 1×1 convolution, by one product of matrices for each sample."""
+    return _product(weight.flatten(1).t(), signal)
 
 
 def _product(matrix: Tensor, maps: Tensor) -> Tensor:
@@ -100,102 +88,68 @@ def _product(matrix: Tensor, maps: Tensor) -> Tensor:
     return out
 
 
-def _is_aligned(tensor: Tensor) -> bool:
-    """Tell whether a tensor begins where torch lets tensors begin; for others, libraries may take another order."""
-    return tensor.data_ptr() % 64 == 0
+def scattered(signal: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """Go back through a 1×1 convolution with a stride, where most of the result is zero: torch computes all of it."""
+    size = (signal.shape[2], signal.shape[3])
+    found = back(signal, weight, Settings((1, 1), (0, 0), size))
+    out = store.on_large_pages(signal.new_empty((len(signal), weight.shape[1], *settings.size))).zero_()
+    down, right = settings.stride
+    out[:, :, ::down, ::right] = found
+    return out
 
 
-class _Trial:
-    """Whether products of these sizes are torch's convolutions to the bit, found out with noise at the second call.
-
-    Not at the first, which would take twice as long.
-    """
-
-    def __init__(self, maps: torch.Size, weight: torch.Size) -> None:
-        self._maps, self._weight = maps, weight
-        self._calls, self._passed = 0, False
-
-    def passed(self) -> bool:
-        """Count a call; tell whether one has found the two to be the same."""
-        self._calls += 1
-        if self._calls == 2:
-            self._passed = self._run()
-        return self._passed
-
-    def _run(self) -> bool:
-        generator = torch.Generator().manual_seed(0)
-        maps, weight = (
-            torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-            for shape in (self._maps, self._weight)
-        )
-        return torch.equal(_product(weight.flatten(1), maps), F.conv2d(maps, weight))
+def scattered_by_pixels(signal: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """Do the same with channels last: the order of torch's sums for some sizes."""
+    return scattered(signal.contiguous(memory_format=torch.channels_last), weight, settings).contiguous()
 
 
-@functools.lru_cache(maxsize=64)
-def _trial(maps: torch.Size, weight: torch.Size, threads: int, library: bool) -> _Trial:
-    """Return the trial of these sizes, for torch's number of threads and with or without oneDNN."""
-    return _Trial(maps, weight)
-
-
-class Scattered(Shortcut):
-    """The way back through a 1×1 convolution with a stride: most of its result is zero.
-
-    Torch computes all of it. Here one product gives what is not zero.
-    """
-
-    def back(self, signal: Tensor, weight: Tensor) -> Tensor | None:
-        """Multiply by the transposed weights, and put the products where the windows lie."""
-        count, _, height, width = signal.shape
-        rows = signal.permute(0, 2, 3, 1).reshape(-1, signal.shape[1]) @ weight.flatten(1)
-        out = store.on_large_pages(signal.new_empty((count, weight.shape[1], *self.settings.size))).zero_()
-        down, right = self.settings.stride
-        out[:, :, ::down, ::right] = rows.view(count, height, width, -1).permute(0, 3, 1, 2)
-        return out
-
-
-class Blocks(Shortcut):
-    """The way back to few channels, such as an image's three, through a convolution with a stride.
+def blocks(signal: Tensor, weight: Tensor, settings: Settings) -> Tensor | None:
+    """Go back to few channels, such as an image's three, through a convolution with a stride.
 
     A convolution of stride s is one of stride 1 on the input's s×s blocks, each taken for one pixel of s² times the
     channels, with a kernel that is as much smaller. Vector instructions compute three channels in the time of sixteen;
-    twelve of a kernel a quarter as large take less than half of it. The signal is turned by 180°: for many stems sums
-    then come in torch's own order.
+    twelve of a kernel a quarter as large take less than half of it. The signal is turned by 180°, for torch's order.
     """
+    side, kernel = settings.stride[0], _of_blocks(weight, settings)
+    high, wide = (range(-(-size // side)) for size in settings.size)
+    row = signal[0, :, 0].numel() * signal.element_size()
+    samples, rows = max(1, _PART // (row * signal.shape[2])), max(1, _PART // row)
+    out = store.on_large_pages(signal.new_empty((len(signal), weight.shape[1], *settings.size)))
+    for start in range(0, len(signal), samples):
+        for top in high[::rows]:
+            into = out[start : start + samples, :, top * side : (top + rows) * side]
+            found = _pixels(signal[start : start + samples], kernel, settings, (high[top : top + rows], wide))
+            into.copy_(found[:, :, : into.shape[2], : into.shape[3]])
+    # the smaller kernel has zeros at its borders, and infinity times zero is not a number
+    return out if out.sum().isfinite() else None
 
-    def back(self, signal: Tensor, weight: Tensor) -> Tensor | None:
-        """Convolve the turned signal with the kernel of the blocks, in parts that stay in the caches."""
-        side = self.settings.stride[0]
-        kernel = _of_blocks(weight, self.settings)
-        high, wide = (range(-(-size // side)) for size in self.settings.size)
-        row = signal[0, :, 0].numel() * signal.element_size()
-        samples, rows = max(1, _PART // (row * signal.shape[2])), max(1, _PART // row)
-        out = store.on_large_pages(signal.new_empty((len(signal), weight.shape[1], *self.settings.size)))
-        for start in range(0, len(signal), samples):
-            for top in high[::rows]:
-                into = out[start : start + samples, :, top * side : (top + rows) * side]
-                found = self._pixels(signal[start : start + samples], kernel, (high[top : top + rows], wide))
-                into.copy_(found[:, :, : into.shape[2], : into.shape[3]])
-        # the smaller kernel has zeros at its borders, and infinity times zero is not a number
-        return out if out.sum().isfinite() else None
 
-    def _pixels(self, signal: Tensor, kernel: Tensor, blocks: tuple[range, range]) -> Tensor:
-        """Return the signal at the pixels of these rows and columns of blocks."""
-        padding, firsts = [], []
-        for dim, wanted in enumerate(blocks):
-            taps, places = kernel.shape[2 + dim], signal.shape[2 + dim]
-            # window w reaches the blocks from w - lead on, as many as there are taps
-            lead = -(-self.settings.padding[dim] // self.settings.stride[dim])
-            low = max(0, min(wanted.start + lead - taps + 1, places - 1))
-            count = max(1, min(wanted.stop + lead, places) - low)
-            signal = signal.narrow(2 + dim, low, count)
-            lead += wanted.start - low
-            padding.append(max(0, taps - 1 - lead, len(wanted) + lead - count))
-            firsts.append(padding[-1] + count - lead - len(wanted))
-        turned = signal.flip(2, 3).contiguous(memory_format=torch.channels_last)
-        found = F.conv2d(turned, kernel, padding=tuple(padding))
-        for dim, (first, wanted) in enumerate(zip(firsts, blocks, strict=True), 2):
-            found = found.narrow(dim, first, len(wanted))
-        return F.pixel_shuffle(found.flip(2, 3), self.settings.stride[0])
+def _pixels(signal: Tensor, kernel: Tensor, settings: Settings, blocks: tuple[range, range]) -> Tensor:
+    """Return the signal at the pixels of these rows and columns of blocks."""
+    padding, firsts = [], []
+    for dim, wanted in enumerate(blocks):
+        taps, places = kernel.shape[2 + dim], signal.shape[2 + dim]
+        # window w reaches the blocks from w - lead on, as many as there are taps
+        lead = -(-settings.padding[dim] // settings.stride[dim])
+        low = max(0, min(wanted.start + lead - taps + 1, places - 1))
+        count = max(1, min(wanted.stop + lead, places) - low)
+        signal = signal.narrow(2 + dim, low, count)
+        lead += wanted.start - low
+        padding.append(max(0, taps - 1 - lead, len(wanted) + lead - count))
+        firsts.append(padding[-1] + count - lead - len(wanted))
+    turned = signal.flip(2, 3).contiguous(memory_format=torch.channels_last)
+    found = F.conv2d(turned, kernel, padding=tuple(padding))
+    for dim, (first, wanted) in enumerate(zip(firsts, blocks, strict=True), 2):
+        found = found.narrow(dim, first, len(wanted))
+    return F.pixel_shuffle(found.flip(2, 3), settings.stride[0])
+
+
+def _windows(weight: Tensor, settings: Settings) -> list[int]:
+    """Return how many windows there are, by dimension."""
+    return [
+        (size + 2 * p - k) // s + 1
+        for size, k, s, p in zip(settings.size, weight.shape[2:], settings.stride, settings.padding, strict=True)
+    ]
 
 
 def _taps(weight: Tensor, settings: Settings) -> list[int]:
@@ -212,6 +166,40 @@ def _of_blocks(weight: Tensor, settings: Settings) -> Tensor:
     return F.pixel_unshuffle(F.pad(weight, borders), settings.stride[0]).transpose(0, 1)
 
 
+# -- which is taken ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """Shorter ways through one convolution, the best first.
+
+    Attributes
+    ----------
+    settings : Settings
+        Of the convolution.
+    ways_up, ways_back : tuple of Way
+        For its input, its bias left out, and for a signal at its output.
+    """
+
+    settings: Settings
+    ways_up: tuple[Way, ...] = ()
+    ways_back: tuple[Way, ...] = ()
+
+    def up(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """Return the output for an input, without its bias; None where it has to be torch's own way."""
+        return self._by(up, self.ways_up, x, weight)
+
+    def back(self, signal: Tensor, weight: Tensor) -> Tensor | None:
+        """Return the signal at the input; None where it has to be torch's own way."""
+        return self._by(back, self.ways_back, signal, weight)
+
+    def _by(self, torchs: Way, ways: tuple[Way, ...], maps: Tensor, weight: Tensor) -> Tensor | None:
+        if not ways or not fits(maps):
+            return None
+        way = way_for(torchs, ways, self.settings, maps, weight, library=_has_library())
+        return None if way is None else way(maps, weight, self.settings)
+
+
 def shortcut(x: Tensor, weight: Tensor, settings: Settings) -> Shortcut | None:
     """Return the shorter way of a convolution without dilation or groups; None where torch's is as short.
 
@@ -224,21 +212,26 @@ def shortcut(x: Tensor, weight: Tensor, settings: Settings) -> Shortcut | None:
     settings
         Of the convolution.
     """
-    if not fits(x) or x.numel() * x.element_size() < WORTH or not fits(weight.detach()):
+    if not fits(x) or x.numel() * x.element_size() < WORTH or not fits(weight.detach()) or not _is_exact():
         return None
     kernel, (down, right) = tuple(weight.shape[2:]), settings.stride
+    sizes = [
+        x.element_size() * len(x) * channels * math.prod(size)
+        for channels, size in ((weight.shape[1], settings.size), (weight.shape[0], _windows(weight, settings)))
+    ]
+    if sum(sizes) > MOST:
+        return None
     if kernel == (1, 1) and settings.padding == (0, 0):
-        if not _is_exact():
-            return None
         if max(down, right) > 1:
-            return Scattered(settings)
-        largest = max(weight.shape[:2]) * math.prod(settings.size) * len(x) * x.element_size()
-        return Products(settings) if largest >= store.LARGE // 2 else None
+            return Shortcut(settings, ways_back=(scattered, scattered_by_pixels))
+        if max(sizes) < store.LARGE // 2:
+            return None
+        return Shortcut(settings, (product_up,) if sizes[1] >= store.LARGE else (), (product_back,))
     if down != right or not _has_vectors():
         return None
     now = _vectors(weight.shape[1]) * math.prod(kernel)
     then = _vectors(weight.shape[1] * down * right) * math.prod(_taps(weight, settings))
-    return Blocks(settings) if _GAIN * then <= now else None
+    return Shortcut(settings, ways_back=(blocks,)) if _GAIN * then <= now else None
 
 
 def fits(tensor: Tensor) -> bool:
