@@ -86,7 +86,7 @@ class Convolution(Step):
 
     def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
         """Convolve with the transposed weights."""
-        if self.shortcut is not None and not torch.is_grad_enabled() and shortcuts.fits(signal):
+        if self.shortcut is not None and not torch.is_grad_enabled():
             found = self.shortcut.back(signal, kept[0])
             if found is not None:
                 return found
