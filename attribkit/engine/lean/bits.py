@@ -83,7 +83,7 @@ class _Room(threading.local):
     """
 
     def __init__(self) -> None:
-        self._bytes: Any = store.mapped(8 * BLOCK).numpy()
+        self._bytes: Any = store.mapped(9 * BLOCK).numpy()
 
     def masks(self, count: int) -> Any:
         """Return room for two masks, bool [2, count]."""
@@ -92,6 +92,10 @@ class _Room(threading.local):
     def integers(self, count: int, kind: Any) -> Any:
         """Return room for integers [count]."""
         return self._bytes[: count * np.dtype(kind).itemsize].view(kind)
+
+    def mask(self, count: int) -> Any:
+        """Return room for a mask, bool [count], beside that for integers."""
+        return self._bytes[-count:].view(np.bool_)
 
 
 _room = _Room()
@@ -157,12 +161,17 @@ def gated(signal: Tensor, packed: Tensor, out: Tensor, *, positive: bool = False
     block = _room.integers(min(BLOCK, -(-count // 8) * 8), kind)
     rows = block.reshape(-1, 8)
     results = _array(out, kind)
-    passing = results if positive or signal is out else _array(signal, kind)
+    by_torch = positive and signal.dtype not in _FLOATS
+    passing = results if by_torch or signal is out else _array(signal, kind)
+    values = _array(signal, _FLOATS[signal.dtype]) if positive and not by_torch else None
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
-        if positive:
-            torch.clamp_min(signal[start:stop], 0, out=out[start:stop])
         eights = octets[start // 8 : -(-stop // 8)]
+        if by_torch:
+            torch.clamp_min(signal[start:stop], 0, out=out[start:stop])
+        elif values is not None:  # torch's threads would sleep meanwhile, and take their time to wake up
+            negative = np.less(values[start:stop], 0, out=_room.mask(stop - start))
+            eights = eights & ~np.packbits(negative)
         np.take(masks, eights, axis=0, out=rows[: len(eights)], mode="clip")
         np.bitwise_and(passing[start:stop], block[: stop - start], out=results[start:stop])
 

@@ -24,6 +24,9 @@ WORTH = 1 << 19
 #: Bytes of what goes in and comes out above which no trial is made: it takes so much memory besides.
 MOST = 1 << 27
 
+#: Bytes of a map, and places in it, below which laying it out anew takes no time to speak of beside a product.
+_WIDE, _PLACES = 1 << 22, 1 << 11
+
 #: Channels that a vector instruction holds: fewer take as long.
 _LANES = 16
 
@@ -224,9 +227,9 @@ def shortcut(x: Tensor, weight: Tensor, settings: Settings) -> Shortcut | None:
     if kernel == (1, 1) and settings.padding == (0, 0):
         if max(down, right) > 1:
             return Shortcut(settings, ways_back=(scattered, scattered_by_pixels))
-        if max(sizes) < store.LARGE // 2:
+        if max(sizes) < _WIDE or math.prod(settings.size) < _PLACES:
             return None
-        return Shortcut(settings, (product_up,) if sizes[1] >= store.LARGE else (), (product_back,))
+        return Shortcut(settings, (product_up,), (product_back,))
     if down != right or not _has_vectors():
         return None
     now = _vectors(weight.shape[1]) * math.prod(kernel)
