@@ -260,7 +260,8 @@ GRADIENTS = f"""## Gradient, guided backprop, deconvnet
 torch's count, and for attribkit all that is kept besides, which lies in memory maps that torch does not count. Times
 depend on what the C library's allocator has been left with: after larger networks it holds on to freed memory, which
 Captum gains more by. So they are taken twice: of all networks one after the other in one process, as listed, and of
-each in its own."""
+each in its own. The largest ratio of a gradient is mostly that of the second call, in which attribkit tries
+[shorter ways](engine.md#a-lean-way-back)."""
 
 PEERS = f"""### Side by side
 
