@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,27 +20,47 @@ if TYPE_CHECKING:
 Way = Callable[[Tensor, Tensor, "Settings"], "Tensor | None"]
 
 
+class Case(NamedTuple):
+    """What a trial is for.
+
+    Attributes
+    ----------
+    torchs : Way
+        Torch's way.
+    ways : tuple of Way
+        Others, the best first.
+    settings : Settings
+        What all of them are given.
+    maps, weight : torch.Size
+        The sizes of the tensors.
+    threads : int
+        How many threads torch has.
+    library : bool
+        Whether it computes with oneDNN.
+    """
+
+    torchs: Way
+    ways: tuple[Way, ...]
+    settings: Settings
+    maps: torch.Size
+    weight: torch.Size
+    threads: int
+    library: bool
+
+
 class Trial:
-    """Which way to go for one case of sizes.
+    """Which way to go in one case.
 
     At the first call torch's, since a trial would take twice as long; the trial comes with the second.
 
     Parameters
     ----------
-    torchs
-        Torch's way.
-    ways
-        Others, the best first.
-    settings
-        What all of them are given.
-    maps, weight
-        The sizes of the tensors.
+    case
+        The case.
     """
 
-    def __init__(
-        self, torchs: Way, ways: tuple[Way, ...], settings: Settings, maps: torch.Size, weight: torch.Size
-    ) -> None:
-        self._torchs, self._ways, self._settings, self._sizes = torchs, ways, settings, (maps, weight)
+    def __init__(self, case: Case) -> None:
+        self._case = case
         self._calls = 0
         self._found: Way | None = None
 
@@ -52,49 +72,27 @@ class Trial:
         return self._found
 
     def _run(self) -> Way | None:
+        case = self._case
         generator = torch.Generator().manual_seed(0)  # not the caller's
         maps, weight = (
-            torch.rand(size, generator=generator, dtype=torch.float32, device="cpu").sub_(0.5) for size in self._sizes
+            torch.rand(size, generator=generator, dtype=torch.float32, device="cpu").sub_(0.5)
+            for size in (case.maps, case.weight)
         )
-        expected = self._torchs(maps, weight, self._settings)
-        for way in self._ways:
-            found = way(maps, weight, self._settings)
+        expected = case.torchs(maps, weight, case.settings)
+        for way in case.ways:
+            found = way(maps, weight, case.settings)
             if found is not None and expected is not None and torch.equal(found, expected):
                 return way
         return None
 
 
+_trial = functools.lru_cache(maxsize=256)(Trial)
+
+
 def way_for(
     torchs: Way, ways: tuple[Way, ...], settings: Settings, maps: Tensor, weight: Tensor, *, library: bool
 ) -> Way | None:
-    """Return the way that these tensors are to go, None for torch's.
-
-    Parameters
-    ----------
-    torchs
-        Torch's way.
-    ways
-        Others, the best first.
-    settings
-        What all of them are given.
-    maps, weight
-        float32 on the CPU.
-    library
-        Whether torch computes with oneDNN.
-    """
+    """Return the way that these tensors, float32 on the CPU, are to go: see `Case`; None for torch's."""
     if any(tensor.data_ptr() % 64 for tensor in (maps, weight)):  # the noise begins where torch lets tensors begin
         return None
-    return _trial(torchs, ways, settings, maps.shape, weight.shape, torch.get_num_threads(), library).way()
-
-
-@functools.lru_cache(maxsize=256)
-def _trial(
-    torchs: Way,
-    ways: tuple[Way, ...],
-    settings: Settings,
-    maps: torch.Size,
-    weight: torch.Size,
-    threads: int,
-    library: bool,
-) -> Trial:
-    return Trial(torchs, ways, settings, maps, weight)
+    return _trial(Case(torchs, ways, settings, maps.shape, weight.shape, torch.get_num_threads(), library)).way()
