@@ -298,7 +298,7 @@ def test_attributions_are_those_without_shortcuts(method, taken, monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_all_calls_give_autograds_bits(threads):
-    """The first goes torch's way, the second makes the trials, the third goes by what they found."""
+    """The first goes torch's way, the second makes the trials and goes by what they find, as the third does."""
     torch.set_num_threads(threads)  # set back by the fixture
     model, x = Stem().eval(), single(8, 3, 224, 224).requires_grad_()
     scores = model(x)[:, 1]

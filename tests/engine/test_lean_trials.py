@@ -1,4 +1,4 @@
-"""Trials: a way is taken where it gives torch's bits, from the third call on, and for what was tried alone."""
+"""Trials: a way is taken where it gives torch's bits, from the second call on, and for what was tried alone."""
 
 from __future__ import annotations
 

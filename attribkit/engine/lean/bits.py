@@ -169,7 +169,7 @@ def gated(signal: Tensor, packed: Tensor, out: Tensor, *, positive: bool = False
         eights = octets[start // 8 : -(-stop // 8)]
         if by_torch:
             torch.clamp_min(signal[start:stop], 0, out=out[start:stop])
-        elif values is not None:  # torch's threads would sleep meanwhile, and take their time to wake up
+        elif values is not None:  # a step of torch's in every block would wait for torch's threads each time
             negative = np.less(values[start:stop], 0, out=_room.mask(stop - start))
             eights = eights & ~np.packbits(negative)
         np.take(masks, eights, axis=0, out=rows[: len(eights)], mode="clip")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attribkit.engine.lean import shortcuts, store
 from attribkit.engine.lean.standin import StandIn
-from attribkit.engine.lean.step import Step, is_fixed, many, named
+from attribkit.engine.lean.step import Step, is_fixed, many, named, windows
 
 if TYPE_CHECKING:
     from attribkit.engine.splice import FunctionCall
@@ -64,12 +64,7 @@ class Convolution(Step):
         """Return how many samples go at once."""
         if x.device.type != "cpu" or x.ndim != 4 or not x.is_contiguous() or 1 in weight.shape[2:]:
             return x.shape[0]
-        height, width = (
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(
-                x.shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation, strict=True
-            )
-        )
+        height, width = windows(x.shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation)
         sample = x.element_size() * max(x[0].numel(), weight.shape[0] * height * width)
         return max(1, store.LARGE // 2 // sample) if sample * x.shape[0] >= store.LARGE else x.shape[0]
 

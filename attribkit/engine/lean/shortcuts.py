@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attribkit.engine.lean import store
 from attribkit.engine.lean.standin import is_plain
+from attribkit.engine.lean.step import windows
 from attribkit.engine.lean.trials import Way, way_for
 
 #: Bytes of an input below which torch's own way is short enough.
@@ -33,10 +34,10 @@ _LANES = 16
 #: How many times as many steps torch must take to make up for the turning and laying out of blocks.
 _GAIN = 2.5
 
-_backward = torch.ops.aten.convolution_backward.default
-
 #: Bytes of a signal that stay in the caches while they are turned, laid out anew and convolved.
 _PART = 1 << 22
+
+_backward = torch.ops.aten.convolution_backward.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,12 @@ class Settings:
     size: tuple[int, int]
 
 
-def up(x: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+def torchs_up(x: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """Convolve an input as torch does."""
     return F.conv2d(x, weight, stride=settings.stride, padding=settings.padding)
 
 
-def back(signal: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+def torchs_back(signal: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """Carry a signal back as torch does."""
     x = signal.new_empty((len(signal), weight.shape[1], *settings.size))  # whose layout alone it looks at
     how = (settings.stride, settings.padding, [1, 1], False, [0, 0], 1)
@@ -94,7 +95,7 @@ def _product(matrix: Tensor, maps: Tensor) -> Tensor:
 def scattered(signal: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """Go back through a 1×1 convolution with a stride, where most of the result is zero: torch computes all of it."""
     size = (signal.shape[2], signal.shape[3])
-    found = back(signal, weight, Settings((1, 1), (0, 0), size))
+    found = torchs_back(signal, weight, Settings((1, 1), (0, 0), size))
     out = store.on_large_pages(signal.new_empty((len(signal), weight.shape[1], *settings.size))).zero_()
     down, right = settings.stride
     out[:, :, ::down, ::right] = found
@@ -147,14 +148,6 @@ def _pixels(signal: Tensor, kernel: Tensor, settings: Settings, blocks: tuple[ra
     return F.pixel_shuffle(found.flip(2, 3), settings.stride[0])
 
 
-def _windows(weight: Tensor, settings: Settings) -> list[int]:
-    """Return how many windows there are, by dimension."""
-    return [
-        (size + 2 * p - k) // s + 1
-        for size, k, s, p in zip(settings.size, weight.shape[2:], settings.stride, settings.padding, strict=True)
-    ]
-
-
 def _taps(weight: Tensor, settings: Settings) -> list[int]:
     """Return the size of the blocks' kernel, by dimension."""
     return [-(-(-p % s + k) // s) for k, s, p in zip(weight.shape[2:], settings.stride, settings.padding, strict=True)]
@@ -190,11 +183,11 @@ class Shortcut:
 
     def up(self, x: Tensor, weight: Tensor) -> Tensor | None:
         """Return the output for an input, without its bias; None where it has to be torch's own way."""
-        return self._by(up, self.ways_up, x, weight)
+        return self._by(torchs_up, self.ways_up, x, weight)
 
     def back(self, signal: Tensor, weight: Tensor) -> Tensor | None:
         """Return the signal at the input; None where it has to be torch's own way."""
-        return self._by(back, self.ways_back, signal, weight)
+        return self._by(torchs_back, self.ways_back, signal, weight)
 
     def _by(self, torchs: Way, ways: tuple[Way, ...], maps: Tensor, weight: Tensor) -> Tensor | None:
         if not ways or not fits(maps):
@@ -218,9 +211,10 @@ def shortcut(x: Tensor, weight: Tensor, settings: Settings) -> Shortcut | None:
     if not fits(x) or x.numel() * x.element_size() < WORTH or not fits(weight.detach()) or not _is_exact():
         return None
     kernel, (down, right) = tuple(weight.shape[2:]), settings.stride
+    places = windows(settings.size, kernel, settings.stride, settings.padding, (1, 1))
     sizes = [
         x.element_size() * len(x) * channels * math.prod(size)
-        for channels, size in ((weight.shape[1], settings.size), (weight.shape[0], _windows(weight, settings)))
+        for channels, size in ((weight.shape[1], settings.size), (weight.shape[0], places))
     ]
     if sum(sizes) > MOST:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,3 +73,11 @@ def named(call: FunctionCall, *names: str) -> dict[str, Any] | None:
 def many(value: int | tuple[int, ...] | list[int], dims: int) -> list[int]:
     """Return a setting for each dimension."""
     return [value] * dims if isinstance(value, int) else list(value) * (dims if len(value) == 1 else 1)
+
+
+def windows(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """Return how many windows of a convolution there are, by dimension."""
+    settings = zip(size, kernel, stride, padding, dilation, strict=True)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in settings]
