@@ -83,7 +83,7 @@ class _Room(threading.local):
     """
 
     def __init__(self) -> None:
-        self._bytes: Any = store.mapped(9 * BLOCK).numpy()
+        self._bytes: Any = store.mapped(8 * BLOCK).numpy()
 
     def masks(self, count: int) -> Any:
         """Return room for two masks, bool [2, count]."""
@@ -92,10 +92,6 @@ class _Room(threading.local):
     def integers(self, count: int, kind: Any) -> Any:
         """Return room for integers [count]."""
         return self._bytes[: count * np.dtype(kind).itemsize].view(kind)
-
-    def mask(self, count: int) -> Any:
-        """Return room for a mask, bool [count], beside that for integers."""
-        return self._bytes[-count:].view(np.bool_)
 
 
 _room = _Room()
@@ -170,8 +166,8 @@ def gated(signal: Tensor, packed: Tensor, out: Tensor, *, positive: bool = False
         if by_torch:
             torch.clamp_min(signal[start:stop], 0, out=out[start:stop])
         elif values is not None:  # a step of torch's in every block would wait for torch's threads each time
-            negative = np.less(values[start:stop], 0, out=_room.mask(stop - start))
-            eights = eights & ~np.packbits(negative)
+            negative = np.less(values[start:stop], 0, out=_room.masks(stop - start)[0])
+            eights = eights & ~np.packbits(negative)  # read before the masks take its room
         np.take(masks, eights, axis=0, out=rows[: len(eights)], mode="clip")
         np.bitwise_and(passing[start:stop], block[: stop - start], out=results[start:stop])
 
