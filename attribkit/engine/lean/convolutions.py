@@ -87,7 +87,9 @@ class Convolution(Step):
                 return found
         if self.rows >= signal.shape[0] or torch.is_grad_enabled():
             return self._back(signal, kept[0])
-        return self._in_parts(signal.shape[0], lambda part: self._back(signal[part], kept[0]))
+        # each part is done with when its result is there
+        into = signal if alone and self.input.is_laid_out_as(signal) else None
+        return self._in_parts(signal.shape[0], lambda part: self._back(signal[part], kept[0]), into)
 
     def _back(self, signal: Tensor, weight: Tensor) -> Tensor:
         settings = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups)
@@ -96,9 +98,9 @@ class Convolution(Step):
         grads = _backward(signal, x, weight, self.bias, *settings, only_input)
         return grads[0]  # type: ignore[no-any-return]
 
-    def _in_parts(self, count: int, work: Callable[[slice], Tensor]) -> Tensor:
+    def _in_parts(self, count: int, work: Callable[[slice], Tensor], into: Tensor | None = None) -> Tensor:
         first = work(slice(0, self.rows))
-        whole = store.on_large_pages(first.new_empty((count, *first.shape[1:])))
+        whole = store.on_large_pages(first.new_empty((count, *first.shape[1:]))) if into is None else into
         whole[: self.rows] = first
         del first
         for start in range(self.rows, count, self.rows):

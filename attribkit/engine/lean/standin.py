@@ -46,6 +46,10 @@ class StandIn:
         """Remember a tensor."""
         return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_contiguous())
 
+    def is_laid_out_as(self, signal: Tensor) -> bool:
+        """Tell whether a signal takes memory in the very same way."""
+        return (signal.shape, signal.stride(), signal.dtype) == (self.shape, self.stride, self.dtype)
+
     def beside(self, signal: Tensor) -> Tensor:
         """Return a tensor like the one remembered, of as many samples as the signal and of values that mean nothing.
 

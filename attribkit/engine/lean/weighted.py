@@ -108,7 +108,7 @@ class BatchNorm(Step):
         return (
             signal.device.type == "cpu"
             and signal.dtype in (torch.float32, torch.float64)
-            and (signal.shape, signal.stride()) == (self.input.shape, self.input.stride)
+            and self.input.is_laid_out_as(signal)
             and is_dense(signal)
         )
 
