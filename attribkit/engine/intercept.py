@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from attribkit.engine.guard import WriteGuard
 from attribkit.engine.splice import function_name
 
 if TYPE_CHECKING:
@@ -22,6 +25,13 @@ if TYPE_CHECKING:
 
 
 _local = threading.local()
+
+#: What looks at a tensor and computes nothing: models call it more often than all else.
+_LOOKS = frozenset(
+    {torch._assert, Tensor.size, Tensor.dim, Tensor.stride, Tensor.numel, Tensor.is_floating_point}
+    | {getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "requires_grad", "is_leaf")}
+)
+_PLAIN = frozenset({Tensor, Parameter})
 
 
 def _walks() -> list[Interceptor]:
@@ -45,6 +55,15 @@ def paused_walks() -> Iterator[None]:
             walk.paused = False
 
 
+def only_our_modes() -> bool:
+    """Tell whether this thread has no function modes but ours and those that say where tensors are made.
+
+    Others may change what functions compute, or want to see it.
+    """
+    modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return all(isinstance(mode, (DeviceContext, Interceptor, WriteGuard)) for mode in modes)
+
+
 class Interceptor(TorchFunctionMode):
     """Reports every torch function called in this thread to the walk."""
 
@@ -53,6 +72,7 @@ class Interceptor(TorchFunctionMode):
         self.walk = walk  # until the forward pass ends: see Walk.run
         self.functions = walk.vocabulary.functions
         self.paused = False
+        self._looks = _LOOKS if only_our_modes() else frozenset()  # others get to see everything
 
     def __enter__(self) -> Interceptor:
         _walks().append(self)
@@ -65,6 +85,9 @@ class Interceptor(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in self._looks and _PLAIN.issuperset(types):
+            with torch._C.DisableTorchFunction():
+                return func(*args, **kwargs)
         if self.paused:
             return func(*args, **kwargs)
         operation = self.functions.get(func)

@@ -40,6 +40,14 @@ class FunctionCall:
     function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    _bound: dict[str, Any] | None = None
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        """The arguments by name, defaults filled in; not to be changed."""
+        if self._bound is None:
+            self._bound = self.operation.bind(self.args, self.kwargs)
+        return self._bound
 
     def run(self) -> Any:
         """Run it as it is."""
@@ -102,11 +110,10 @@ class Splicer:
         self.rescue(call.operation, call.function, call.args, call.kwargs)
         if layer is None:
             return self.lean.apply(step, call)
-        leaves, spec = tree_flatten((call.args, call.kwargs))
-        record = _Parameters(call.operation, leaves, spec)
-        record.forget(call.args[:1])
-        site = SiteCall(name, kind, module, layer, record.by_name)
-        site.input_shapes = (call.args[0].shape,)
+        with torch._C.DisableTorchFunction():  # our own looks at tensors are no functions of the model's
+            x = call.args[0]
+            site = SiteCall(name, kind, module, layer, _others_by_name(call, x))
+            site.input_shapes = (x.shape,)
         if kind == "max_pool":
             site.spatial_dims = _spatial_dims(call.operation)
         return self.lean.apply(step, call, site)
@@ -232,6 +239,17 @@ class _Parameters:
         """Return what is left."""
         bound = self._operation.bind(*tree_unflatten(self._leaves, self._spec))
         return {key: value for key, value in bound.items() if not _holds_input(value)}
+
+
+def _others_by_name(call: FunctionCall, x: Tensor) -> Callable[[], dict[str, Any]]:
+    """Return what returns the arguments other than the input, where these are no tensors inside of others."""
+
+    def kept(value: Any) -> Any:
+        return _INPUT if value is x else value.detach() if isinstance(value, Tensor) else value
+
+    operation, args = call.operation, tuple(map(kept, call.args))
+    kwargs = {key: kept(value) for key, value in call.kwargs.items()}
+    return lambda: {key: value for key, value in operation.bind(args, kwargs).items() if value is not _INPUT}
 
 
 def _spatial_dims(operation: Operation) -> int:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from attribkit.engine.guard import WriteGuard
 from attribkit.engine.hooks import hooked
 from attribkit.engine.intercept import Interceptor, calls_a_rectifier
 from attribkit.engine.inverse import InverseLayer
@@ -135,7 +134,7 @@ class Walk:
         self._names = Names(set(self.paths.values()))
         self._stack: list[_Frame] = []
         self._thread = threading.get_ident()
-        self.lean = Lean((Interceptor, WriteGuard)) if lean else None
+        self.lean = Lean() if lean else None
         self.splicer = Splicer(self.lean)
         self._probed: dict[nn.Module, bool] = {}
         self._hidden: dict[str, str] = {}

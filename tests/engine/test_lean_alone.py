@@ -30,8 +30,10 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 @pytest.fixture
 def small(monkeypatch):
-    """Small signals count as large ones do otherwise, and go in blocks."""
+    """Small signals count as large ones do otherwise, and go in blocks and in parts of the batch."""
     monkeypatch.setattr(record, "SMALL", 1)
+    monkeypatch.setattr(store, "LARGE", 2048)
+    monkeypatch.setattr(store, "_advise", lambda: None)
     monkeypatch.setattr(bits, "BLOCK", 64)
 
 
@@ -81,6 +83,10 @@ def handed(make):
     return lambda keep: lambda x: Hands.apply(lambda signal: make(signal, keep), F.relu(x))
 
 
+def convolved(x):
+    return F.conv2d(x, torch.linspace(-1, 1, 144).reshape(4, 4, 3, 3), padding=1)
+
+
 SEEN = {
     "a hook keeps it": watched(lambda maps, keep: maps.register_hook(keep)),
     "a hook keeps a part": watched(lambda maps, keep: maps.register_hook(lambda signal: keep(signal[1:]))),
@@ -92,6 +98,11 @@ SEEN = {
     "a node's hook": watched(lambda maps, keep: maps.grad_fn.register_hook(lambda _, signals: keep(signals[0]))),
     "one before": watched(lambda maps, keep: maps.grad_fn.register_prehook(lambda signals: keep(signals[0]))),
     "a module's": lambda keep: (own := nn.ReLU(), own.register_full_backward_hook(lambda *call: keep(call[2][0])))[0],
+    "a convolution": lambda keep: lambda x: (maps := convolved(x), maps.register_hook(keep), F.relu(maps))[2],
+    "convolved, too": lambda keep: lambda x: convolved(F.relu(x)) + F.relu(x),
+    "convolved twice": lambda keep: (
+        lambda x: F.relu(Hands.apply(lambda signal: signal, convolved(x), convolved(x * 2)))
+    ),
     "two branches": lambda keep: lambda x: F.max_pool2d(x, 3, 1, 1) + F.relu(x),
     "a residual sum": lambda keep: lambda x: x + F.relu(x),
     "handed to two": lambda keep: lambda x: Hands.apply(lambda signal: signal, F.max_pool2d(x, 3, 1, 1), F.relu(x)),
@@ -246,6 +257,24 @@ def test_what_nobody_holds_is_overwritten(method):
     ak.attribute(model, torch.randn(1, 1, 256, 256), method, 1)
     same = [before == after for before, after in itertools.pairwise(places[2:])]  # from the last rectifier's output on
     assert same == [True, True, False, True, True, False, True]
+
+
+@pytest.mark.parametrize(("wide", "to", "same"), [(4, 4, True), (4, 8, False), (8, 4, False)])
+def test_a_convolution_in_parts_overwrites_what_nobody_holds(wide, to, same, monkeypatch):
+    """Where what comes out takes as much memory in the same way."""
+    monkeypatch.setattr(store, "LARGE", 1 << 20)
+    convolutions = nn.Conv2d(1, wide, 3, padding=1), nn.Conv2d(wide, to, 3, padding=1), nn.Conv2d(to, 1, 3)
+    model = nn.Sequential(*convolutions, nn.Flatten()).eval()
+    places = []
+    for module in convolutions[:2]:
+        module.register_forward_hook(
+            lambda module, args, output: output.register_hook(lambda signal: places.append(signal.data_ptr())) and None
+        )
+    x = torch.randn(3, 1, 256, 256)
+    found = ak.attribute(model, x, "gradient", 1).values
+    assert (places[0] == places[1]) == same
+    x.requires_grad_()
+    torch.testing.assert_close(found, torch.autograd.grad(model(x)[:, 1].sum(), x)[0])
 
 
 def test_holders_are_counted_where_nobody_looks_on(monkeypatch):

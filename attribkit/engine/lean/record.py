@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
+from attribkit.engine.intercept import only_our_modes
 from attribkit.engine.lean import convolutions, pools, rectifiers, weighted
 from attribkit.engine.lean.alone import holders, is_alone
 from attribkit.engine.lean.step import Step
@@ -54,11 +53,6 @@ def _rules() -> dict[Any, Rule]:
 class Lean:
     """Lean steps for one forward pass.
 
-    Parameters
-    ----------
-    transparent
-        Classes of function modes that leave what functions compute as it is.
-
     Attributes
     ----------
     used : bool
@@ -67,12 +61,11 @@ class Lean:
         Whether the model turned out to need autograd's own graph: see `GraphWanted`.
     """
 
-    def __init__(self, transparent: tuple[type[TorchFunctionMode], ...]) -> None:
+    def __init__(self) -> None:
         self.used = False
         self.wanted = False
         self._rules = _rules()
-        modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        self._possible = all(isinstance(mode, (DeviceContext, *transparent)) for mode in modes)
+        self._possible = only_our_modes()
         # those of the caller see what is kept; those that the model sets (checkpoints) expect autograd's own
         self._hooks = _saving_hooks()
         is_alone.prepare()

@@ -140,7 +140,7 @@ class Hardtanh(ReLU):
         """Return the step of a call, None where it is not known."""
         if call.operation.name == "relu6":
             return _plain(cls(0.0, 6.0), x, call)
-        bound = call.operation.bind(call.args, call.kwargs)
+        bound = call.bound
         low, high = bound.get("min_val"), bound.get("max_val")
         if not (_is_number(low) and _is_number(high)):
             return None
@@ -172,7 +172,7 @@ class LeakyReLU(PiecewiseLinear):
     @classmethod
     def of(cls, x: Tensor, call: FunctionCall) -> Step | None:
         """Return the step of a call, None where it is not known."""
-        slope = call.operation.bind(call.args, call.kwargs).get("negative_slope")
+        slope = call.bound.get("negative_slope")
         # with a negative slope the output's sign says nothing
         return _plain(cls(slope), x, call) if _is_number(slope) and slope >= 0 else None
 

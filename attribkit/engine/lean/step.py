@@ -63,7 +63,7 @@ def is_fixed(tensor: Any, x: Tensor) -> bool:
 
 def named(call: FunctionCall, *names: str) -> dict[str, Any] | None:
     """Return a call's arguments by name; None where it was called in a way that does not name all of these."""
-    bound = call.operation.bind(call.args, call.kwargs)
+    bound = call.bound
     for name in names:
         if name not in bound:
             return None

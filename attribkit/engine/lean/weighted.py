@@ -72,7 +72,7 @@ class BatchNorm(Step):
         if not store.is_large(x) or not is_dense(x):
             return super().run(call)
         mean, var, *weight = self.kept
-        bias = call.operation.bind(call.args, call.kwargs)["bias"]
+        bias = call.bound["bias"]
         out = store.on_large_pages(torch.empty_like(x))
         unused = {"save_mean": out.new_empty(0), "save_invstd": out.new_empty(0)}
         _batch_norm_into(x, weight[0] if weight else None, bias, mean, var, False, 0.0, self.eps, out=out, **unused)
