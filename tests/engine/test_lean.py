@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attribkit as ak
 from attribkit.engine.invert import leaf, vocabulary
-from attribkit.engine.lean import bits, convolutions, pools, store
+from attribkit.engine.lean import bits, convolutions, pools, record, store, weighted
 from attribkit.engine.lean.record import _Lean
 from attribkit.engine.lean.standin import StandIn
 from attribkit.engine.walk import Walk
@@ -150,6 +150,7 @@ def test_in_parts_as_as_a_whole(monkeypatch):
     monkeypatch.setattr(store, "LARGE", 4096)
     monkeypatch.setattr(pools, "_PART", 4096)
     monkeypatch.setattr(bits, "BLOCK", 64)
+    monkeypatch.setattr(weighted, "SCALED", 64)
     step = convolutions.Convolution(image(7, C, 11, 10), W, {**SETTINGS, "bias": None})
     assert step.rows == 1
     for name in ("conv", "conv of stride 2", "max pool", "max pool, dilated", "relu", "relu6"):
@@ -159,6 +160,34 @@ def test_in_parts_as_as_a_whole(monkeypatch):
         assert used
         torch.testing.assert_close(found, value, rtol=1e-13, atol=1e-13)
         torch.testing.assert_close(mine, gradient, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["batch norm", "batch norm without weight"])
+@pytest.mark.parametrize("shape", [(9, C), (3, C, 7), (3, C, 5, 4), (3, C, 4, 4, 2), (3, C, 1, 1), (1, C, 5, 4)])
+def test_large_signals_are_scaled_to_the_bit(shape, name, dtype, monkeypatch):
+    """By one factor after the other, as torch does it, in the memory that is there or in new one."""
+    monkeypatch.setattr(weighted, "SCALED", 1)
+    monkeypatch.setattr(weighted, "_batch_norm_backward", None)  # not asked
+    for alone in (1, record.SMALL):
+        monkeypatch.setattr(record, "SMALL", alone)
+        _, gradient, _ = autograd(lambda x: KNOWN[name](x) * 3, image(*shape), dtype)
+        _, mine, used = lean(lambda x: KNOWN[name](x) * 3, image(*shape), dtype)
+        assert used
+        assert torch.equal(mine, gradient)
+
+
+def test_large_signals_with_channels_last_are_scaled_to_the_bit(monkeypatch):
+    monkeypatch.setattr(weighted, "SCALED", 1)
+    monkeypatch.setattr(weighted, "_batch_norm_backward", None)
+    x = image(3, C, 5, 4).contiguous(memory_format=torch.channels_last)
+    function = KNOWN["batch norm"]
+    signals = [image(3, C, 5, 4).cos().contiguous(memory_format=torch.channels_last) for _ in range(2)]
+    expected = x.clone().requires_grad_()
+    function(expected).backward(signals[0])
+    mine = x.clone().requires_grad_()
+    Walk(Calls(function), vocabulary=vocabulary(), lean=True).run(mine).backward(signals[1])
+    assert torch.equal(mine.grad, expected.grad)
 
 
 SETTINGS = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1}

@@ -19,7 +19,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import attribkit as ak
 from attribkit.engine.invert import leaf, vocabulary
-from attribkit.engine.lean import alone, bits, record, store
+from attribkit.engine.lean import alone, bits, record, store, weighted
 from attribkit.engine.tree import paths_of
 from attribkit.engine.walk import Walk
 
@@ -35,6 +35,7 @@ def small(monkeypatch):
     monkeypatch.setattr(store, "LARGE", 2048)
     monkeypatch.setattr(store, "_advise", lambda: None)
     monkeypatch.setattr(bits, "BLOCK", 64)
+    monkeypatch.setattr(weighted, "SCALED", 64)
 
 
 class Model(nn.Module):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attribkit.engine.lean import bits, store
+from attribkit.engine.lean import store
 from attribkit.engine.lean.standin import StandIn, is_dense
 from attribkit.engine.lean.step import Step, is_fixed, many, named
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from attribkit.engine.splice import FunctionCall
 
 _ONLY_INPUT = [True, False, False]
+#: Elements of a signal from which on scaling it takes less time than torch's derivative, which looks at it once more.
+SCALED = 1 << 18
+
 _batch_norm_into = torch.ops.aten.native_batch_norm.out
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 
@@ -85,7 +88,7 @@ class BatchNorm(Step):
         signal is scaled here instead.
         """
         mean, var, *weight = kept
-        if signal.numel() >= bits.BLOCK and not torch.is_grad_enabled() and self._is_simple(signal):
+        if signal.numel() >= SCALED and not torch.is_grad_enabled() and self._is_simple(signal):
             # torch takes the root in float64, too
             factors = [(1 / (var.double() + self.eps).sqrt()).to(var.dtype), *weight]
             return _scaled(signal, factors, signal if alone else torch.empty_like(signal))
@@ -114,21 +117,11 @@ class BatchNorm(Step):
 
 
 def _scaled(signal: Tensor, factors: list[Tensor], out: Tensor) -> Tensor:
-    """Multiply by factors for each channel, one after the other, in blocks that stay in the caches."""
-    if signal.ndim > 2 and signal.is_contiguous():  # a row is a channel of a sample
-        rows, into = (tensor.flatten(2).flatten(0, 1) for tensor in (signal, out))
-        scales = [factor.repeat(len(signal))[:, None] for factor in factors]
-    else:  # a column is a channel
-        last = (0, 2, 3, 1) if signal.ndim == 4 else (0, 1)
-        rows, into = (tensor.permute(last).flatten(0, -2) for tensor in (signal, out))
-        scales = [factor.expand(len(rows), -1) for factor in factors]
-    step = max(1, bits.BLOCK * torch.get_num_threads() // rows.shape[1])
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        first, *others = (scale[part] for scale in scales)
-        place = torch.mul(rows[part], first, out=into[part])
-        for other in others:
-            place.mul_(other)
+    """Multiply by factors for each channel, one after the other."""
+    first, *others = (factor.view(-1, *[1] * (signal.ndim - 2)) for factor in factors)
+    torch.mul(signal, first, out=out)
+    for other in others:
+        out.mul_(other)
     return out
 
 
