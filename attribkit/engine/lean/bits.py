@@ -44,7 +44,7 @@ def above(flat: Tensor, low: float) -> Tensor:
 
 def not_at_most(flat: Tensor, low: float) -> Tensor:
     """Pack where not ``value <= low``, which is where ``value > low`` or the value is no number."""
-    return _packed(flat, ("less_equal", low)).bitwise_not_()
+    return _packed(flat, ("less_equal", low), invert=True)
 
 
 def between(flat: Tensor, low: float, high: float) -> Tensor:
@@ -52,11 +52,12 @@ def between(flat: Tensor, low: float, high: float) -> Tensor:
     return _packed(flat, ("greater", low), ("less", high))
 
 
-def _packed(flat: Tensor, *tests: tuple[str, float]) -> Tensor:
-    """Pack where all tests hold: comparisons by name, torch's and numpy's alike, each with a number."""
+def _packed(flat: Tensor, *tests: tuple[str, float], invert: bool = False) -> Tensor:
+    """Pack where all tests hold, or where not: comparisons by name, torch's and numpy's alike, each with a number."""
     if flat.device.type != "cpu":
         masks = [getattr(torch, name)(flat, number) for name, number in tests]
-        return pack_by_torch(functools.reduce(torch.logical_and, masks))
+        found = pack_by_torch(functools.reduce(torch.logical_and, masks))
+        return found.bitwise_not_() if invert else found
     count = flat.shape[0]
     found = store.kept(torch.Size([-(-count // 8)]), torch.uint8)
     packed = found.numpy()
@@ -72,7 +73,8 @@ def _packed(flat: Tensor, *tests: tuple[str, float]) -> Tensor:
             getattr(library, name)(block, bound, out=more if number else mask)
             if number:
                 library.logical_and(mask, more, out=mask)
-        packed[start // 8 : -(-(start + block.shape[0]) // 8)] = np.packbits(mask)
+        octets = np.packbits(mask)
+        packed[start // 8 : start // 8 + len(octets)] = np.invert(octets, out=octets) if invert else octets
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,8 +90,9 @@ class BatchNorm(Step):
         """
         mean, var, *weight = kept
         if signal.numel() >= SCALED and not torch.is_grad_enabled() and self._is_simple(signal):
-            # torch takes the root in float64, too
-            factors = [(1 / (var.double() + self.eps).sqrt()).to(var.dtype), *weight]
+            # torch takes the root in float64, too; numpy does not wake a second thread for so few
+            roots = torch.from_numpy(np.sqrt((var.double() + self.eps).numpy()))
+            factors = [(1 / roots).to(var.dtype), *weight]
             return _scaled(signal, factors, signal if alone else torch.empty_like(signal))
         nothing = signal.new_empty(0)
         grads = _batch_norm_backward(
