@@ -65,7 +65,7 @@ def only_our_modes() -> bool:
 
 
 class Interceptor(TorchFunctionMode):
-    """Reports every torch function called in this thread to the walk."""
+    """Reports every torch function called in this thread to the walk, mere looks at tensors aside."""
 
     def __init__(self, walk: Walk) -> None:
         super().__init__()

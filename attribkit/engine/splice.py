@@ -242,14 +242,27 @@ class _Parameters:
 
 
 def _others_by_name(call: FunctionCall, x: Tensor) -> Callable[[], dict[str, Any]]:
-    """Return what returns the arguments other than the input, where these are no tensors inside of others."""
+    """Return what returns the arguments other than the input, tensors and lists of settings as they are now.
+
+    Only for calls whose tensors are arguments themselves, none of them inside a list.
+    """
 
     def kept(value: Any) -> Any:
-        return _INPUT if value is x else value.detach() if isinstance(value, Tensor) else value
+        return _INPUT if value is x else value.detach() if isinstance(value, Tensor) else _copied(value)
 
     operation, args = call.operation, tuple(map(kept, call.args))
     kwargs = {key: kept(value) for key, value in call.kwargs.items()}
-    return lambda: {key: value for key, value in operation.bind(args, kwargs).items() if value is not _INPUT}
+
+    def by_name() -> dict[str, Any]:
+        bound = operation.bind(args, kwargs)
+        return {key: _copied(value) for key, value in bound.items() if value is not _INPUT}
+
+    return by_name
+
+
+def _copied(value: Any) -> Any:
+    """Return a list of the same elements in a list's place, all else as it is."""
+    return list(value) if isinstance(value, list) else value
 
 
 def _spatial_dims(operation: Operation) -> int:

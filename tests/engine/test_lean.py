@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,6 +113,26 @@ def test_equals_autograd_to_the_bit(name, dtype, layout):
     assert torch.equal(mine, gradient)
 
 
+SETTINGS_OF_TORCH = {
+    "conv": lambda x, two: F.conv2d(x, W, None, two),
+    "conv's padding": lambda x, two: F.conv2d(x, W, None, 1, (two, two)),
+    "max pool": F.max_pool2d,
+    "max pool's stride": lambda x, two: F.max_pool2d(x, 3, two),
+    "avg pool": F.avg_pool2d,
+    "avg pool's stride": lambda x, two: F.avg_pool2d(x, 3, two),
+}
+
+
+@pytest.mark.parametrize("two", [np.int64(2), torch.tensor(2)], ids=["numpy's", "a tensor"])
+@pytest.mark.parametrize("name", SETTINGS_OF_TORCH)
+def test_settings_that_torch_takes_are_left_to_autograd(name, two):
+    x = image(2, C, 9, 9)
+    _, gradient, _ = autograd(lambda x: SETTINGS_OF_TORCH[name](x, two), x)
+    _, mine, used = lean(lambda x: SETTINGS_OF_TORCH[name](x, two), x)
+    assert not used
+    assert torch.equal(mine, gradient)
+
+
 @pytest.mark.parametrize("bias", [None, B])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_linear_equals_autograd_to_the_bit(rows, bias):
@@ -175,6 +197,20 @@ def test_large_signals_are_scaled_to_the_bit(shape, name, dtype, monkeypatch):
         _, mine, used = lean(lambda x: KNOWN[name](x) * 3, image(*shape), dtype)
         assert used
         assert torch.equal(mine, gradient)
+
+
+def test_a_variance_below_zero_makes_what_torch_makes_of_it(monkeypatch):
+    """No number, and no warning."""
+    monkeypatch.setattr(weighted, "SCALED", 1)
+
+    def norm(x):
+        return F.batch_norm(x, MEAN, torch.tensor([-1.0, 0, math.inf, math.nan, 1e-40, 1e38]))
+
+    _, gradient, _ = autograd(norm, image(3, C, 5, 4))
+    _, mine, used = lean(norm, image(3, C, 5, 4))
+    assert used
+    assert gradient.isnan().any()
+    torch.testing.assert_close(mine, gradient, rtol=0, atol=0, equal_nan=True)
 
 
 def test_large_signals_with_channels_last_are_scaled_to_the_bit(monkeypatch):
@@ -477,6 +513,33 @@ def test_an_inverse_layer_of_somebody_else_gets_plain_and_switches():
     assert seen["max_pool"][1]["kernel_size"] == 2
     assert seen["conv"][1]["weight"].shape == (16, 3, 3, 3)
     assert kept_bytes(model, lambda: ak.attribute(model, x, All, 1)) < 2 * 20000
+
+
+def test_what_an_inverse_layer_reads_of_a_call_is_its_own():
+    """Lists of settings are as they were at the call, and nobody is touched by what is written to them."""
+    seen = []
+
+    class Writes(ak.InverseLayer):
+        def carry(self, signal, site):
+            seen.append((site.params["stride"], site.params["stride"]))
+            seen[-1][0].append(9)
+            return site.plain(signal)
+
+    class Mine(ak.InverseMethod):
+        name, summary, inverse_layers = "mine", "writes to settings", {"conv": Writes(), "max_pool": Writes()}
+
+    class Lists(nn.Module):
+        kept = [2, 2]
+
+        def forward(self, x):
+            own = [2, 2]
+            x = F.conv2d(F.max_pool2d(x, 2, stride=own), W, None, self.kept)
+            own[0] = 1
+            return x.flatten(1)
+
+    ak.attribute(Lists().eval(), image(2, C, 16, 16), Mine, 1)
+    assert Lists.kept == [2, 2]
+    assert [second for _, second in seen] == [[2, 2], [2, 2]]
 
 
 def test_lean_functions_are_in_the_graph():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attribkit.engine.lean import shortcuts, store
 from attribkit.engine.lean.standin import StandIn
-from attribkit.engine.lean.step import Step, is_fixed, many, named, windows
+from attribkit.engine.lean.step import Step, are_plain, is_fixed, many, named, windows
 
 if TYPE_CHECKING:
     from attribkit.engine.splice import FunctionCall
@@ -44,7 +44,7 @@ class Convolution(Step):
     def of(cls, x: Tensor, call: FunctionCall) -> Step | None:
         """Return the step of a call, None where it is not known."""
         bound = named(call, "weight", "bias", "stride", "padding", "dilation", "groups")
-        if bound is None or isinstance(bound["padding"], str):
+        if bound is None or not are_plain(bound["stride"], bound["padding"], bound["dilation"]):
             return None
         weight = bound["weight"]
         if not is_fixed(weight, x) or not is_fixed(bound["bias"], x) or x.ndim != weight.ndim:

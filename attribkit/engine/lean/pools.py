@@ -10,7 +10,7 @@ from torch import Tensor
 from attribkit.engine import splice
 from attribkit.engine.lean import store
 from attribkit.engine.lean.standin import StandIn
-from attribkit.engine.lean.step import Step, many, named
+from attribkit.engine.lean.step import Step, are_plain, many, named
 
 if TYPE_CHECKING:
     from attribkit.engine.splice import FunctionCall
@@ -41,7 +41,8 @@ class MaxPool(Step):
         bound = named(call, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
         if bound is None or bound["return_indices"] is not False or x.ndim not in (3, 4):
             return None
-        return cls(x, bound)
+        stride = () if bound["stride"] is None else bound["stride"]
+        return cls(x, bound) if are_plain(bound["kernel_size"], stride, bound["padding"], bound["dilation"]) else None
 
     def run(self, call: FunctionCall) -> Tensor:
         """Run it and keep the switches.

@@ -70,6 +70,15 @@ def named(call: FunctionCall, *names: str) -> dict[str, Any] | None:
     return bound
 
 
+def are_plain(*settings: Any) -> bool:
+    """Tell whether settings are Python's integers, or tuples or lists of them; torch takes numpy's and tensors, too."""
+    for setting in settings:
+        for value in setting if isinstance(setting, (tuple, list)) else (setting,):
+            if not isinstance(value, int):
+                return False
+    return True
+
+
 def many(value: int | tuple[int, ...] | list[int], dims: int) -> list[int]:
     """Return a setting for each dimension."""
     return [value] * dims if isinstance(value, int) else list(value) * (dims if len(value) == 1 else 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attribkit.engine.lean import store
 from attribkit.engine.lean.standin import StandIn, is_dense
-from attribkit.engine.lean.step import Step, is_fixed, many, named
+from attribkit.engine.lean.step import Step, are_plain, is_fixed, many, named
 
 if TYPE_CHECKING:
     from attribkit.engine.splice import FunctionCall
@@ -90,8 +90,9 @@ class BatchNorm(Step):
         """
         mean, var, *weight = kept
         if signal.numel() >= SCALED and not torch.is_grad_enabled() and self._is_simple(signal):
-            # torch takes the root in float64, too; numpy does not wake a second thread for so few
-            roots = torch.from_numpy(np.sqrt((var.double() + self.eps).numpy()))
+            with np.errstate(invalid="ignore"):
+                # torch takes the root in float64, too; numpy does not wake a second thread for so few
+                roots = torch.from_numpy(np.sqrt((var.double() + self.eps).numpy()))
             factors = [(1 / roots).to(var.dtype), *weight]
             return _scaled(signal, factors, signal if alone else torch.empty_like(signal))
         nothing = signal.new_empty(0)
@@ -139,9 +140,11 @@ class AveragePool(Step):
     def of(cls, x: Tensor, call: FunctionCall) -> Step | None:
         """Return the step of a call, None where it is not known."""
         bound = named(call, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-        if bound is None:
+        if bound is None or not are_plain(bound["kernel_size"], bound["padding"]):
             return None
         kernel, stride = many(bound["kernel_size"], 2), bound["stride"]
+        if stride is not None and not are_plain(stride):
+            return None
         settings = (
             kernel,
             [] if stride is None else many(stride, 2),
