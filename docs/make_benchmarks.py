@@ -260,10 +260,10 @@ GRADIENTS = f"""## Gradient, guided backprop, deconvnet
 torch's count, and for attribkit all that is kept besides, which lies in memory maps that torch does not count. Times
 depend on what the C library's allocator has been left with: after larger networks it holds on to freed memory, which
 Captum gains more by. So they are taken twice: of all networks one after the other in one process, as listed, and of
-each in its own. The largest ratio of a gradient is mostly that of the second call, in which attribkit tries
-[shorter ways](engine.md#a-lean-way-back). Captum's guided backprop and deconvnet rewrite `ReLU` alone: on MobileNetV2,
-whose rectifiers are `ReLU6`, they return the gradient to the bit, in its time. With `ReLU` in its place both libraries
-do the same work."""
+each in its own. From one run to the next both move further than their ranges tell. The largest ratio of a gradient is
+mostly that of the second call, in which attribkit tries [shorter ways](engine.md#a-lean-way-back). Captum's guided
+backprop and deconvnet rewrite `ReLU` alone: on MobileNetV2, whose rectifiers are `ReLU6`, they return the gradient to
+the bit, in its time. With `ReLU` in its place both libraries do the same work."""
 
 PEERS = f"""### Side by side
 
