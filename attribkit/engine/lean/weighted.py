@@ -140,14 +140,14 @@ class AveragePool(Step):
     def of(cls, x: Tensor, call: FunctionCall) -> Step | None:
         """Return the step of a call, None where it is not known."""
         bound = named(call, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-        if bound is None or not are_plain(bound["kernel_size"], bound["padding"]):
+        if bound is None:
             return None
-        kernel, stride = many(bound["kernel_size"], 2), bound["stride"]
-        if stride is not None and not are_plain(stride):
+        stride = () if bound["stride"] is None else bound["stride"]
+        if not are_plain(bound["kernel_size"], stride, bound["padding"]):
             return None
         settings = (
-            kernel,
-            [] if stride is None else many(stride, 2),
+            many(bound["kernel_size"], 2),
+            many(stride, 2),
             many(bound["padding"], 2),
             bound["ceil_mode"],
             bound["count_include_pad"],
