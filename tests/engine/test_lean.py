@@ -146,6 +146,11 @@ def test_linear_equals_autograd_to_the_bit(rows, bias):
     assert torch.equal(mine, gradient)
 
 
+def test_what_torch_refuses_is_refused_in_its_words():
+    with pytest.raises(TypeError, match="no len"):
+        lean(lambda x: F.adaptive_avg_pool2d(x, np.int64(2)), image(2, C, 9, 9))
+
+
 def test_what_is_no_number_passes_as_it_does_in_autograd():
     x = torch.tensor([float("nan"), 1.0, -1.0, 0.0, float("inf"), -float("inf")] * 8).reshape(1, 1, 6, 8)
     # of the clamps torch's derivative is another for elements that do not fill a vector: these do

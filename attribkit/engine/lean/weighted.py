@@ -159,7 +159,9 @@ class AveragePool(Step):
     def of_adaptive(cls, x: Tensor, call: FunctionCall) -> Step | None:
         """Return the step of an adaptive pool's call; None for a pool to one element, of which torch keeps nothing."""
         bound = named(call, "output_size")
-        if bound is None or bound["output_size"] in (1, (1, 1), [1, 1], (1,), [1]):
+        if bound is None or not isinstance(size := bound["output_size"], (int, tuple, list)):
+            return None  # for torch to say what is wrong
+        if size in (1, (1, 1), [1, 1], (1,), [1]):
             return None
         return cls(x, torch.ops.aten._adaptive_avg_pool2d_backward.default, ())
 
