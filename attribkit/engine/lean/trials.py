@@ -7,6 +7,7 @@ aligned: no rule foretells it.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +16,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from attribkit.engine.lean.shortcuts import Settings
+
+#: How many numbers of noise are drawn before they are repeated: a prime, so that no two channels have the same ones.
+_PERIOD = 65521
 
 #: ``way(maps, weight, settings)``; None where it has to be torch's after all.
 Way = Callable[[Tensor, Tensor, "Settings"], "Tensor | None"]
@@ -74,16 +78,20 @@ class Trial:
     def _run(self) -> Way | None:
         case = self._case
         generator = torch.Generator().manual_seed(0)  # not the caller's
-        maps, weight = (
-            torch.rand(size, generator=generator, dtype=torch.float32, device="cpu").sub_(0.5)
-            for size in (case.maps, case.weight)
-        )
+        maps, weight = (_noise(size, generator) for size in (case.maps, case.weight))
         expected = case.torchs(maps, weight, case.settings)
         for way in case.ways:
             found = way(maps, weight, case.settings)
             if found is not None and expected is not None and torch.equal(found, expected):
                 return way
         return None
+
+
+def _noise(size: torch.Size, generator: torch.Generator) -> Tensor:
+    """Return noise between -0.5 and 0.5: drawing every number would take as long as what is tried with them."""
+    count = math.prod(size)
+    drawn = torch.rand(min(count, _PERIOD), generator=generator, dtype=torch.float32, device="cpu").sub_(0.5)
+    return drawn.repeat(-(-count // _PERIOD))[:count].view(size)
 
 
 _trial = functools.lru_cache(maxsize=256)(Trial)
