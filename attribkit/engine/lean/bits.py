@@ -59,23 +59,30 @@ def _packed(flat: Tensor, *tests: tuple[str, float], invert: bool = False) -> Te
         found = pack_by_torch(functools.reduce(torch.logical_and, masks))
         return found.bitwise_not_() if invert else found
     count = flat.shape[0]
-    found = store.kept(torch.Size([-(-count // 8)]), torch.uint8)
-    packed = found.numpy()
     library, values, room = np, None, _room.masks(min(BLOCK, count))  # type: Any, Any, Any
     if flat.dtype in _FLOATS:
         values = _array(flat, _FLOATS[flat.dtype])
     else:
         library, values, room = torch, flat, torch.from_numpy(room)
+    if count <= BLOCK:
+        return torch.from_numpy(_octets(library, values, tests, room, invert))
+    found = store.kept(torch.Size([-(-count // 8)]), torch.uint8)
+    packed = found.numpy()
     for start in range(0, count, BLOCK):
-        block = values[start : start + BLOCK]
-        mask, more = room[0, : block.shape[0]], room[1, : block.shape[0]]
-        for number, (name, bound) in enumerate(tests):
-            getattr(library, name)(block, bound, out=more if number else mask)
-            if number:
-                library.logical_and(mask, more, out=mask)
-        octets = np.packbits(mask)
-        packed[start // 8 : start // 8 + len(octets)] = np.invert(octets, out=octets) if invert else octets
+        octets = _octets(library, values[start : start + BLOCK], tests, room, invert)
+        packed[start // 8 : start // 8 + len(octets)] = octets
     return found
+
+
+def _octets(library: Any, block: Any, tests: tuple[tuple[str, float], ...], room: Any, invert: bool) -> Any:
+    """Return the bits of a block, uint8, tested by numpy or torch in the room for two masks."""
+    mask, more = room[0, : block.shape[0]], room[1, : block.shape[0]]
+    for number, (name, bound) in enumerate(tests):
+        getattr(library, name)(block, bound, out=more if number else mask)
+        if number:
+            library.logical_and(mask, more, out=mask)
+    octets = np.packbits(mask)
+    return np.invert(octets, out=octets) if invert else octets
 
 
 class _Room(threading.local):

@@ -65,7 +65,7 @@ class Convolution(Step):
         if x.device.type != "cpu" or x.ndim != 4 or not x.is_contiguous() or 1 in weight.shape[2:]:
             return x.shape[0]
         height, width = windows(x.shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation)
-        sample = x.element_size() * max(x[0].numel(), weight.shape[0] * height * width)
+        sample = x.element_size() * max(x.numel() // x.shape[0], weight.shape[0] * height * width)
         return max(1, store.LARGE // 2 // sample) if sample * x.shape[0] >= store.LARGE else x.shape[0]
 
     def run(self, call: FunctionCall) -> Tensor:

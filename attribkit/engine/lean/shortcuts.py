@@ -6,7 +6,9 @@ threads and on the machine. So a way is tried with noise before it is taken, and
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,15 +150,16 @@ def _pixels(signal: Tensor, kernel: Tensor, settings: Settings, blocks: tuple[ra
     return F.pixel_shuffle(found.flip(2, 3), settings.stride[0])
 
 
-def _taps(weight: Tensor, settings: Settings) -> list[int]:
+def _taps(kernel: Sequence[int], settings: Settings) -> list[int]:
     """Return the size of the blocks' kernel, by dimension."""
-    return [-(-(-p % s + k) // s) for k, s, p in zip(weight.shape[2:], settings.stride, settings.padding, strict=True)]
+    return [-(-(-p % s + k) // s) for k, s, p in zip(kernel, settings.stride, settings.padding, strict=True)]
 
 
 def _of_blocks(weight: Tensor, settings: Settings) -> Tensor:
     """Return the kernel of the blocks, [C·s², O, taps, taps]."""
     borders: list[int] = []
-    for k, s, p, taps in zip(weight.shape[2:], settings.stride, settings.padding, _taps(weight, settings), strict=True):
+    kernel = weight.shape[2:]
+    for k, s, p, taps in zip(kernel, settings.stride, settings.padding, _taps(kernel, settings), strict=True):
         before = -p % s  # a window begins at the begin of a block
         borders = [before, taps * s - before - k, *borders]
     return F.pixel_unshuffle(F.pad(weight, borders), settings.stride[0]).transpose(0, 1)
@@ -208,13 +211,21 @@ def shortcut(x: Tensor, weight: Tensor, settings: Settings) -> Shortcut | None:
     settings
         Of the convolution.
     """
-    if not fits(x) or x.numel() * x.element_size() < WORTH or not fits(weight.detach()) or not _is_exact():
+    if x.numel() * x.element_size() < WORTH or not fits(x) or not fits(weight.detach()) or not _is_exact():
         return None
-    kernel, (down, right) = tuple(weight.shape[2:]), settings.stride
+    return _shortcut(len(x), weight.shape, settings, x.element_size(), _has_vectors())
+
+
+@functools.lru_cache(maxsize=1024)
+def _shortcut(
+    count: int, weight: torch.Size, settings: Settings, element_size: int, has_vectors: bool
+) -> Shortcut | None:
+    """Return the shorter way for so many samples and weights of these sizes."""
+    kernel, (down, right) = tuple(weight[2:]), settings.stride
     places = windows(settings.size, kernel, settings.stride, settings.padding, (1, 1))
     sizes = [
-        x.element_size() * len(x) * channels * math.prod(size)
-        for channels, size in ((weight.shape[1], settings.size), (weight.shape[0], places))
+        element_size * count * channels * math.prod(size)
+        for channels, size in ((weight[1], settings.size), (weight[0], places))
     ]
     if sum(sizes) > MOST:
         return None
@@ -224,10 +235,10 @@ def shortcut(x: Tensor, weight: Tensor, settings: Settings) -> Shortcut | None:
         if max(sizes) < _WIDE or math.prod(settings.size) < _PLACES:
             return None
         return Shortcut(settings, (product_up,), (product_back,))
-    if down != right or not _has_vectors():
+    if down != right or not has_vectors:
         return None
-    now = _vectors(weight.shape[1]) * math.prod(kernel)
-    then = _vectors(weight.shape[1] * down * right) * math.prod(_taps(weight, settings))
+    now = _vectors(weight[1]) * math.prod(kernel)
+    then = _vectors(weight[1] * down * right) * math.prod(_taps(kernel, settings))
     return Shortcut(settings, ways_back=(blocks,)) if _GAIN * then <= now else None
 
 
@@ -236,13 +247,10 @@ def fits(tensor: Tensor) -> bool:
 
     Torch chooses the layout of its results by the strides, also by those of dimensions of size 1.
     """
-    return (
-        tensor.device.type == "cpu"
-        and tensor.dtype == torch.float32
-        and tensor.ndim == 4
-        and tensor.stride() == tuple(math.prod(tensor.shape[dim:]) for dim in range(1, 5))
-        and is_plain(tensor)
-    )
+    if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or tensor.ndim != 4:
+        return False
+    _, channels, height, width = tensor.shape
+    return tensor.stride() == (channels * height * width, height * width, width, 1) and is_plain(tensor)
 
 
 def _vectors(channels: int) -> int:
