@@ -50,11 +50,16 @@ def usable_model(model: Any) -> nn.Module:
     return cast(nn.Module, model)
 
 
+#: What torch keeps among its quantised modules and float models are made of: sums and products to be quantised later.
+_FLOAT_ALL_THE_SAME = frozenset({"FloatFunctional", "FXFloatFunctional"})
+
+
 def _fault(cls: type) -> str | None:
     """Return why a module of this class cannot be walked, None where it can."""
     if issubclass(cls, torch.jit.ScriptModule):
         return "model is scripted at {}: its operations cannot be seen; pass the original torch.nn.Module"
-    if ".quantized" in cls.__module__ and cls.__module__.startswith("torch."):
+    quantised = ".quantized" in cls.__module__ and cls.__module__.startswith("torch.")
+    if quantised and cls.__name__ not in _FLOAT_ALL_THE_SAME:
         return "model is quantised at {}: quantised operations have no derivative; pass the float model"
     return None
 

@@ -76,3 +76,20 @@ def test_detection_backbones_feature_extractors():
     unit = ak.attribute(extractor, x, target=ak.Unit("layer2.0.relu_1", 5))
     plain = ak.attribute(copy.deepcopy(net).double().eval(), x, target=ak.Unit("layer2.0.relu_1", 5))
     same(unit.values, plain.values, 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"])
+def test_float_models_made_to_be_quantised_later_are_explained(name):
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models.quantization, name)(weights=None, quantize=False).eval()
+    plain = getattr(torchvision.models, name)(weights=None).eval()
+    plain.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    for method in ("gradient", "guided_backprop", "deconvnet"):
+        found = ak.attribute(theirs, x, method, 3)
+        expected = ak.attribute(plain, x, method, 3)
+        torch.testing.assert_close(
+            found.values, expected.values, rtol=1e-4, atol=1e-4 * float(expected.values.abs().max())
+        )
+        assert found.coverage.rewritten == expected.coverage.rewritten

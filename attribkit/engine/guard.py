@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from attribkit.engine.splice import first_tensor, is_in_place
+from attribkit.engine.splice import is_in_place, memory_of, written_by
 from attribkit.engine.tree import parameters_of, paths_of
 
 
@@ -29,49 +29,81 @@ def same_tensors(model: nn.Module, inputs: Tensor) -> Iterator[None]:
         The caller's inputs.
     """
     modules = list(paths_of(model))
-    buffers = _Buffers(modules)
-    attributes = _Attributes(modules)
-    parameters = [(p, p.detach(), p.requires_grad, p.grad) for p in parameters_of(model, modules)]
-    guard = WriteGuard([p for p, _, _, _ in parameters])
+    parameters = [_Parameter(p) for p in parameters_of(model, modules)]
+    guard = WriteGuard([p.parameter for p in parameters])
     inputs_requires_grad, inputs_grad = inputs.requires_grad, inputs.grad if inputs.is_leaf else None
-    try:
-        with guard:
-            yield
-    finally:
-        buffers.restore()
-        attributes.restore()
-        for parameter, data, requires_grad, grad in parameters:
-            if not parameter.is_meta and parameter.data_ptr() != data.data_ptr():
-                parameter.data = data
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
-            if parameter.grad is not grad:
-                parameter.grad = grad
-        guard.restore()
+
+    def restore_inputs() -> None:
         if inputs.is_leaf:
             if inputs.requires_grad != inputs_requires_grad:
                 inputs.requires_grad_(inputs_requires_grad)
             if inputs.grad is not inputs_grad:
                 inputs.grad = inputs_grad
 
+    with ExitStack() as stack:  # from the last to the first, each of them whatever becomes of the others
+        stack.callback(restore_inputs)
+        stack.callback(guard.restore)
+        for parameter in parameters:
+            stack.callback(parameter.restore)
+        stack.callback(_Owners(modules).restore)
+        stack.callback(_Attributes(modules).restore)
+        for buffer in _buffers(modules):
+            stack.callback(buffer.restore)
+        with guard:
+            yield
 
-class _Buffers:
-    """The buffers of a model as they are now."""
 
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self.kept = [
-            (module, name, value, value.detach().clone() if value is not None and not value.is_meta else None)
-            for module in modules
-            for name, value in module._buffers.items()
-        ]
+class _Parameter:
+    """A parameter as it is now, its values aside: those are the guard's."""
+
+    __slots__ = ("data", "grad", "parameter", "requires_grad")
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter, self.data = parameter, parameter.detach()
+        self.requires_grad, self.grad = parameter.requires_grad, parameter.grad
 
     def restore(self) -> None:
-        for module, name, value, copy in self.kept:
-            if module._buffers.get(name) is not value:
-                module._buffers[name] = value
-            if value is not None and copy is not None and not _equal(value, copy):
-                with torch.no_grad():
-                    value.copy_(copy)
+        parameter = self.parameter
+        if not parameter.is_meta and not _lies_as(parameter, self.data):
+            parameter.data = self.data
+        if parameter.requires_grad != self.requires_grad:
+            parameter.requires_grad_(self.requires_grad)
+        if parameter.grad is not self.grad:
+            parameter.grad = self.grad
+
+
+class _Owners:
+    """Which parameters and buffers the modules have, by name."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.kept = [(entries, dict(entries)) for m in modules for entries in (m._parameters, m._buffers) if entries]
+
+    def restore(self) -> None:
+        for entries, before in self.kept:
+            for name, tensor in before.items():
+                if entries.get(name) is not tensor:
+                    entries[name] = tensor  # type: ignore[assignment]
+
+
+class _Buffer:
+    """A buffer as it is now."""
+
+    __slots__ = ("buffer", "copy", "data")
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer, self.data = buffer, buffer.detach()
+        self.copy = self.data.clone()
+
+    def restore(self) -> None:
+        if not _lies_as(self.buffer, self.data):  # resized, or its memory exchanged for another's
+            self.buffer.data = self.data
+        if not _equal(self.buffer, self.copy):
+            with torch.no_grad():
+                self.buffer.copy_(self.copy)
+
+
+def _buffers(modules: list[nn.Module]) -> list[_Buffer]:
+    return [_Buffer(b) for m in modules for b in m._buffers.values() if b is not None and not b.is_meta]
 
 
 class _Attributes:
@@ -108,18 +140,23 @@ class WriteGuard(TorchFunctionMode):
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         super().__init__()
         self.owners: dict[int, list[nn.Parameter]] = {}
-        for parameter in parameters:
-            if not parameter.is_meta:
-                self.owners.setdefault(parameter.untyped_storage().data_ptr(), []).append(parameter)
         self.copies: list[tuple[nn.Parameter, Tensor]] = []
+        for parameter in parameters:
+            if parameter.is_meta:
+                continue
+            memory = memory_of(parameter)
+            if memory is not None:
+                self.owners.setdefault(memory, []).append(parameter)
+            else:  # a sparse one has no memory to know it by
+                self.copies.append((parameter, parameter.detach().clone()))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.owners and is_in_place(None, func, args, kwargs):
-            target = first_tensor(kwargs.get("out", args))
-            if target is not None and not target.is_meta:
-                for parameter in self.owners.pop(target.untyped_storage().data_ptr(), ()):
-                    self.copies.append((parameter, parameter.detach().clone()))
+            for target in written_by(func, args, kwargs):
+                if not target.is_meta and (memory := memory_of(target)) is not None:
+                    for parameter in self.owners.pop(memory, ()):
+                        self.copies.append((parameter, parameter.detach().clone()))
         return func(*args, **kwargs)
 
     def restore(self) -> None:
@@ -129,12 +166,29 @@ class WriteGuard(TorchFunctionMode):
                     parameter.copy_(copy)
 
 
+def _lies_as(value: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors take the same memory in the same way; of sparse ones, whether they may."""
+    if value.shape != other.shape or value.layout != other.layout:
+        return False
+    return value.layout != torch.strided or (value.stride() == other.stride() and value.data_ptr() == other.data_ptr())
+
+
 def _equal(value: Tensor, copy: Tensor) -> bool:
     """Compare bit by bit where values may be no numbers; NaN counts as itself."""
-    if torch.equal(value.detach(), copy):
-        return True
-    return (
-        value.is_floating_point()
-        and torch.equal(value.detach().nan_to_num(), copy.nan_to_num())
-        and torch.equal(value.detach().isnan(), copy.isnan())
-    )
+    ours, theirs = _dense_parts(value.detach()), _dense_parts(copy)
+    return all(torch.equal(a, b) or _equal_with_nan(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _equal_with_nan(a: Tensor, b: Tensor) -> bool:
+    return a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
+
+
+def _dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors that a sparse one consists of: torch compares no others."""
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor,)

@@ -197,16 +197,18 @@ class Splicer:
 
     def _keep(self, tensor: Tensor) -> Kept:
         kept = Kept(tensor)
-        self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(kept)
+        memory = memory_of(tensor)
+        if memory is not None:
+            self._kept.setdefault(memory, []).append(kept)
         return kept
 
     def rescue(self, operation: Operation | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Copy kept values that an in-place operation is about to change."""
         if not self._kept or not is_in_place(operation, function, args, kwargs):
             return
-        target = first_tensor((args, kwargs))
-        if target is not None:
-            for kept in self._kept.pop(target.untyped_storage().data_ptr(), ()):
+        for target in written_by(function, args, kwargs):
+            memory = memory_of(target)
+            for kept in self._kept.pop(memory, ()) if memory is not None else ():
                 kept.rescue()
 
 
@@ -315,6 +317,25 @@ def is_in_place(operation: Operation | None, function: Any, args: tuple[Any, ...
     if by_name or (kwargs and ("out" in kwargs or kwargs.get("inplace"))):
         return True
     return operation is not None and operation.may_be_in_place and bool(operation.bind(args, kwargs).get("inplace"))
+
+
+def written_by(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors that a call of an in-place function may write to: its first, those of `out`, or any."""
+    out = kwargs.get("out")
+    if getattr(function, "__name__", "").startswith(("_foreach_", "_fused_")):
+        return [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    if out is not None:
+        return [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
+    first = first_tensor((args, kwargs))
+    return [] if first is None else [first]
+
+
+def memory_of(tensor: Tensor) -> int | None:
+    """Return where a tensor's memory begins; None for one that has none of its own, sparse or wrapped by functorch."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def pool_with_switches(

@@ -223,17 +223,22 @@ def _sum(node: Any, shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> Ru
 
 
 def _concatenation(node: Any, shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> Rule:
-    dim = node._saved_dim if node._saved_dim < 4 else node._saved_dim - (1 << 64)
+    dim = _signed(node._saved_dim)
     if dim % 4 != 1 or len(shapes) != len(node.next_functions):
         raise Unknown("a concatenation of rows, columns or samples, or with a constant")
     return crops.joined([other[1] for other in shapes])
 
 
 def _padding(node: Any, shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> Rule:
-    pad = [*node._saved_pad, 0, 0, 0, 0]
+    pad = [*map(_signed, node._saved_pad), 0, 0, 0, 0]
     if any(pad[4:]):
         raise Unknown("padding of channels or samples")
     return crops.padded((pad[2], pad[0]))
+
+
+def _signed(saved: int) -> int:
+    """Return an integer that a node saved: torch shows negative ones as what is left of 2^64."""
+    return saved - (1 << 64) if saved >= 1 << 63 else saved
 
 
 def _identity(node: Any, shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> Rule:

@@ -272,3 +272,19 @@ def test_the_order_of_a_tape_is_the_way_back(net):
     assert [step.inputs for step in found.steps] == [(1,), (2, 2), (3,), (4,), (5,)]
     with pytest.raises(tape.Unknown, match="MulBackward0"):
         tape.read(net.conv1(x) * net.conv1(x), x)
+
+
+@pytest.mark.parametrize("pad", [(-1, -1, -1, -1), (-1, 0, 0, 0), (1, -2, -1, 2), (0, 0, -1, -1)])
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_that_are_cut_on_the_way(pad, method, used):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.ZeroPad2d(pad), nn.Conv2d(4, 3, 3), nn.ReLU())
+    model = model.double().eval()
+    x = torch.randn(1, 2, 12, 11, dtype=torch.float64)
+    for layer in ("2", "4"):
+        found = ak.project(model, x, layer, [0, 1, 2], method).values
+        for channel in range(3):
+            expected = ak.attribute(model, x, method, ak.Unit(layer, channel)).values
+            assert expected.any()
+            torch.testing.assert_close(found[:, channel], expected, rtol=1e-12, atol=1e-12)
+    assert used == [True, True]
