@@ -18,11 +18,10 @@ from attribkit.attribution import Attribution, provenance
 from attribkit.checks import check_inputs, check_options, explain_channels, usable_model
 from attribkit.engine import coverage
 from attribkit.engine.inspection import Inspection, useful_layers
-from attribkit.engine.invert import leaf, vocabulary
+from attribkit.engine.invert import leaf, up, vocabulary
 from attribkit.engine.projection import project_rows, project_units
 from attribkit.engine.state import pristine
 from attribkit.engine.table import Table
-from attribkit.engine.walk import Walk
 from attribkit.errors import (
     CoverageError,
     CoverageWarning,
@@ -301,8 +300,7 @@ def inspect(model: nn.Module, inputs: Tensor, method: MethodLike | None = None) 
     table = _table_of(chosen)
     # gradients only where there are inverse layers: whether one takes hold shows only then
     with pristine(model, inputs), explain_channels(model, inputs), torch.set_grad_enabled(bool(table)):
-        walk = Walk(model, table, vocabulary(), layouts=True)
-        walk.run(leaf(inputs).clone())
+        walk, _ = up(model, leaf(inputs), table, None, layouts=True)
     name = chosen.name if chosen is not None else None
     return Inspection(
         type(model).__name__,

@@ -395,3 +395,90 @@ def test_after_an_interrupt_that_somebody_keeps(step, engine):
     assert_same(state(net, x), before)
     assert torch.is_grad_enabled()
     assert torch._C._is_torch_function_enabled()
+
+
+class Writes(nn.Module):
+    """Writes to itself in its forward, in the way that ``how`` names."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how = how
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.p, self.q = nn.Parameter(torch.rand(4) + 1), nn.Parameter(torch.rand(4) + 1)
+        self.register_buffer("seen", torch.empty(0))
+        self.register_buffer("runs", torch.zeros(2))
+        self.register_buffer("eye", torch.eye(4).to_sparse())
+        self.register_buffer("rows", torch.eye(4).to_sparse_csr())
+
+    def forward(self, x):
+        y = torch.relu(self.conv(x))
+        self.runs.add_(1)
+        if self.how == "resizes a buffer":
+            self.seen.resize_(4).copy_(y.detach().amax((0, 2, 3)))
+        elif self.how == "gives a buffer other memory":
+            self.seen.data = torch.ones(7)
+        elif self.how == "writes to many at once":
+            with torch.no_grad():
+                torch._foreach_mul_([self.p, self.q], 0.5)
+        elif self.how == "takes a step":
+            with torch.enable_grad():
+                loss = (self.p * self.q).sum()
+                gradients = torch.autograd.grad(loss, [self.p, self.q])
+            self.p.grad, self.q.grad = gradients
+            torch.optim.Adam([self.p, self.q], lr=0.1, foreach=True).step()
+        elif self.how == "replaces a parameter":
+            self.p = nn.Parameter(self.p.detach() * 0.5)
+        elif self.how == "replaces a buffer":
+            self.runs = torch.ones(3)
+        elif self.how == "writes to a sparse buffer":
+            self.eye.mul_(2)
+            self.rows.values().mul_(2)
+        scores = y.mean((2, 3)) * self.p * self.q
+        return torch.sparse.mm(self.eye, scores.T).T + torch.sparse.mm(self.rows, scores.T).T
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "resizes a buffer",
+        "gives a buffer other memory",
+        "writes to many at once",
+        "takes a step",
+        "replaces a parameter",
+        "replaces a buffer",
+        "writes to a sparse buffer",
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_writes_to_itself(method, how, fails):
+    model, x = Writes(how).eval(), torch.randn(2, 3, 8, 8)
+    if fails:
+        model.conv.register_forward_hook(lambda *_: None)
+        target = lambda outputs: outputs.no_such_attribute  # noqa: E731
+    else:
+        target = 1
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    before = {name: (tensor.shape, tensor.to_dense().detach().clone()) for name, tensor in tensors.items()}
+    with pytest.raises(AttributeError) if fails else contextlib.nullcontext():
+        ak.attribute(model, x, method, target, **OPTIONS.get(method, {}))
+    after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        assert tensor is tensors[name]
+        assert tensor.shape == before[name][0]
+        assert torch.equal(tensor.to_dense(), before[name][1])
+        assert tensor.grad is None
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_a_sparse_parameter():
+    model = Writes("").eval()
+    model.eye = None
+    del model._buffers["eye"]
+    model.eye = nn.Parameter(torch.eye(4).to_sparse())
+    found = ak.attribute(model, torch.randn(2, 3, 8, 8), "gradient", 1)
+    assert found.values.any()
+    assert torch.equal(model.eye.detach().to_dense(), torch.eye(4))

@@ -141,6 +141,8 @@ def reason(site: Site, method: str) -> str:
     """Say why a site keeps its ordinary derivative; empty for linear operations, whose derivative is exact."""
     if site.detached and site.kind in NONLINEAR:
         return "computed without gradients, so that no signal passes"
+    if site.transformed and site.kind in NONLINEAR:
+        return "inside a transform of torch.func, which no inverse layer enters"
     if site.kind == "gate":
         return "a gate is never rectified"
     if site.kind == "nonlinear":

@@ -31,6 +31,8 @@ _LOOKS = frozenset(
     {torch._assert, Tensor.size, Tensor.dim, Tensor.stride, Tensor.numel, Tensor.is_floating_point}
     | {getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "requires_grad", "is_leaf")}
 )
+#: What a model calls that differentiates on its way up.
+_DIFFERENTIATES = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward})
 _PLAIN = frozenset({Tensor, Parameter})
 
 
@@ -95,8 +97,8 @@ class Interceptor(TorchFunctionMode):
             return self.walk.call(operation, func, args, kwargs)
         if func is Tensor.register_hook:
             self.walk.plain_graph = False
-        if self.walk.lean is not None:
-            self.walk.lean.differentiates(func)
+        if func in _DIFFERENTIATES:
+            return self.walk.differentiate(func, args, kwargs)
         self.walk.splicer.rescue(None, func, args, kwargs)
         output = func(*args, **kwargs)
         if self.walk.layouts.active:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -92,6 +92,24 @@ class Kept:
         return self.tensor
 
 
+class Pass:
+    """A way back: ours, or for a while the model's own, when it differentiates on its way up.
+
+    Attributes
+    ----------
+    models_own : bool
+        Whether the model is differentiating just now: then every operation has its ordinary derivative.
+    keeps_graphs : bool
+        Whether every operation keeps its own graph for that, also where its inverse layer never asks for it.
+    """
+
+    __slots__ = ("keeps_graphs", "models_own")
+
+    def __init__(self, *, keeps_graphs: bool = False) -> None:
+        self.models_own = False
+        self.keeps_graphs = keeps_graphs
+
+
 class SiteCall:
     """One call of one operation, as an inverse layer sees it.
 
@@ -112,8 +130,15 @@ class SiteCall:
     """
 
     def __init__(
-        self, name: str, kind: str, module: nn.Module | None, layer: InverseLayer, params: Callable[[], dict[str, Any]]
+        self,
+        name: str,
+        kind: str,
+        module: nn.Module | None,
+        layer: InverseLayer,
+        params: Callable[[], dict[str, Any]],
+        way: Pass | None = None,
     ) -> None:
+        self.way = way if way is not None else Pass()
         self.name = name
         self.kind = kind
         self.module = module
@@ -201,6 +226,8 @@ class SiteCall:
         MethodError
             The layer returned something that does not fit the site's inputs.
         """
+        if self.way.models_own:
+            return self._ordinary(signals)
         total: list[Tensor | None] = [None] * (len(self._sources) + len(self._extras))
         if signals[0] is not None:
             extras = self._derivative(0, signals[0], self._extras) if self._extras else ()
@@ -208,7 +235,16 @@ class SiteCall:
         for output, signal in enumerate(signals[1:], 1):
             if signal is not None:
                 more = self._derivative(output, signal, self._sources + self._extras)
-                total = [a if b is None else b if a is None else a + b for a, b in zip(total, more, strict=True)]
+                total = _summed(total, more)
+        return total
+
+    def _ordinary(self, signals: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        """Carry the signals of all outputs back by the ordinary derivative, as if no layer was attached."""
+        edges = self._sources + self._extras
+        total: list[Tensor | None] = [None] * len(edges)
+        for output, signal in enumerate(signals):
+            if signal is not None:
+                total = _summed(total, self._derivative(output, signal, edges))
         return total
 
     @contextmanager
@@ -250,6 +286,10 @@ class SiteCall:
         return MethodError(
             f"{self.layer!r} reads site.{what} at {self.name!r} but does not declare it: set needs = {{{what!r}}}"
         )
+
+
+def _summed(these: Sequence[Tensor | None], those: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [a if b is None else b if a is None else a + b for a, b in zip(these, those, strict=True)]
 
 
 class _Source(torch.autograd.Function):
@@ -326,7 +366,7 @@ def attach(
     changed
         Whether the operation changed ``inputs[0]`` in place and returned it, alone.
     """
-    if not call.layer.signal_only or extras or len(results) > 1:
+    if not call.layer.signal_only or extras or len(results) > 1 or call.way.keeps_graphs:
         call._results = edges_of(results)
     call._sources = sources[: len(inputs)]
     call._extras = sources[len(inputs) :]

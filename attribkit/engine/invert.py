@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from attribkit.engine import coverage
-from attribkit.engine.lean import GraphWanted
 from attribkit.engine.ops import Vocabulary
 from attribkit.engine.table import Table
-from attribkit.engine.walk import Walk
+from attribkit.engine.walk import GraphWanted, Walk
 from attribkit.errors import ModelError
 from attribkit.targets import PendingTarget, Target
 
@@ -90,7 +89,7 @@ def invert(
     """
     x = leaf(inputs)
     kwargs = target.forward_kwargs if isinstance(target, PendingTarget) else target.kwargs_for(index)
-    walk, output = _up(model, x, table, target.layer, kwargs)
+    walk, output = up(model, x, table, target.layer, kwargs, lean=True)
     observed = output if target.layer is None else walk.catch(target.layer)
     coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
     resolved = target.resolve(observed, model) if isinstance(target, PendingTarget) else target
@@ -101,20 +100,52 @@ def invert(
     return Inverted(_carry_back(origin, x, signal), scores, resolved)
 
 
-def _up(model: nn.Module, x: Tensor, table: Table, layer: str | None, kwargs: dict[str, Any]) -> tuple[Walk, Any]:
-    """Make the forward pass, keeping as little as can be; return the walk and the model's output."""
-    for lean in (True, False):
-        walk = Walk(model, table, vocabulary(), layers=[layer], stop=layer is not None, lean=lean)
+def up(
+    model: nn.Module,
+    x: Tensor,
+    table: Table,
+    layer: str | None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    lean: bool = False,
+    **how: Any,
+) -> tuple[Walk, Any]:
+    """Make the forward pass, keeping as little as can be; return the walk and the model's output.
+
+    Parameters
+    ----------
+    model, table
+        As for `invert`.
+    x
+        The leaf, [N, C, H, W].
+    layer
+        Where the pass may end; None: at the model's output.
+    kwargs
+        Further arguments of the model's forward.
+    lean, **how
+        See `Walk`. A model that differentiates on its way up runs a second time, with every operation's own graph.
+    """
+    for again in (False, True):
+        walk = Walk(
+            model,
+            table,
+            vocabulary(),
+            layers=[layer],
+            stop=layer is not None,
+            lean=lean and not again,
+            keeps_graphs=again,
+            **how,
+        )
         try:
             # not the leaf itself: a model may begin with an in-place operation
-            output = walk.run(x.clone(), **kwargs)
+            output = walk.run(x.clone(), **(kwargs or {}))
         except (GraphWanted, Exception):
-            if walk.lean is None or not walk.lean.wanted:
+            if not walk.wanted:
                 raise
         else:
-            if walk.lean is None or not walk.lean.wanted:  # or the model has caught it
+            if not walk.wanted:  # or the model has caught it
                 return walk, output
-    raise AssertionError("a walk that is not lean wants nothing more")
+    raise AssertionError("a walk that keeps all graphs wants no more")
 
 
 def _carry_back(origin: Tensor, x: Tensor, signal: Tensor) -> Tensor:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from attribkit.engine import coverage
-from attribkit.engine.invert import Inverted, leaf, vocabulary
+from attribkit.engine.invert import Inverted, leaf, up
 from attribkit.engine.patches import Axis, Patch
 from attribkit.engine.table import Table
 from attribkit.engine.tape import Tape, Unknown, read
-from attribkit.engine.walk import Walk
 from attribkit.errors import ModelError
 from attribkit.targets import PendingTarget, Unit, UnitTarget
 
@@ -47,8 +46,7 @@ def project_units(
     """
     units = [Unit(layer, channel, position, layout) for channel in channels]  # type: ignore[arg-type]
     x = leaf(inputs)
-    walk = Walk(model, table, vocabulary(), layers=[layer], stop=True)
-    walk.run(x.clone())
+    walk, _ = up(model, x, table, layer)
     captured = walk.catch(layer)
     coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
     targets = [PendingTarget(unit, len(inputs)).resolve(captured, model) for unit in units]
@@ -92,8 +90,7 @@ def project_rows(
         Each sample's unit: LongTensors [N], the position counted row by row.
     """
     x = leaf(inputs)
-    walk = Walk(model, table, vocabulary(), layers=[layer], stop=True)
-    walk.run(x.clone())
+    walk, _ = up(model, x, table, layer)
     value = walk.catch(layer).value
     coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
     if value.ndim != 4 or not value.requires_grad or not walk.plain_graph:

@@ -37,6 +37,8 @@ class Site:
         Whether it is a functional call rather than a module's.
     detached : bool
         Whether it was computed without gradients, so that no signal passes here.
+    transformed : bool
+        Whether it was computed inside a transform of ``torch.func`` (grad, vmap, …), where no inverse layer can act.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Site:
     inverse_layer: InverseLayer | None = None
     functional: bool = False
     detached: bool = False
+    transformed: bool = False
 
     @property
     def rewritten(self) -> bool:

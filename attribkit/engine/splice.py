@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from attribkit.engine.inverse import InverseLayer, Kept, SiteCall, attach, edges_of, source
+from attribkit.engine.inverse import InverseLayer, Kept, Pass, SiteCall, attach, edges_of, source
 from attribkit.engine.ops import SINGLE_INPUT, Operation
 from attribkit.errors import MethodError
 
@@ -57,8 +57,10 @@ class FunctionCall:
 class Splicer:
     """Splices the operations of one walk and guards the tensors kept for their inverse layers."""
 
-    def __init__(self, lean: Lean | None = None) -> None:
+    def __init__(self, lean: Lean | None = None, *, keeps_graphs: bool = False) -> None:
         self.lean = lean
+        self.way = Pass(keeps_graphs=keeps_graphs)
+        self.attached = False  # whether any operation has been spliced out
         self._anchor = torch.zeros((), requires_grad=True)
         self._kept: dict[int, list[Kept]] = {}
 
@@ -112,7 +114,7 @@ class Splicer:
             return self.lean.apply(step, call)
         with torch._C.DisableTorchFunction():  # our own looks at tensors are no functions of the model's
             x = call.args[0]
-            site = SiteCall(name, kind, module, layer, _others_by_name(call, x))
+            site = SiteCall(name, kind, module, layer, _others_by_name(call, x), self.way)
             site.input_shapes = (x.shape,)
         if kind == "max_pool":
             site.spatial_dims = _spatial_dims(call.operation)
@@ -129,7 +131,7 @@ class Splicer:
     ) -> tuple[Splice | None, list[Any]]:
         """Put aliases, each at the start of a graph of its own, in place of the tensors that carry a signal."""
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+        if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors) or is_transformed():
             return None, leaves
         if kind in SINGLE_INPUT:
             inputs, rest = tensors[:1], tensors[1:]
@@ -140,7 +142,8 @@ class Splicer:
         extras = [t for t in rest if t.requires_grad and not t.is_leaf]
         if not extras and not any(t.requires_grad and not isinstance(t, nn.Parameter) for t in inputs):
             return None, leaves
-        call = SiteCall(name, kind, module, layer, params)
+        self.attached = True
+        call = SiteCall(name, kind, module, layer, params, self.way)
         call.input_shapes = tuple(t.shape for t in inputs)
         if "input" in layer.needs:
             call._inputs = tuple(self._keep(t) for t in inputs)
@@ -328,6 +331,12 @@ def written_by(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
     first = first_tensor((args, kwargs))
     return [] if first is None else [first]
+
+
+def is_transformed() -> bool:
+    """Tell whether a function is being transformed by torch.func (grad, vmap, …), in which no inverse layer can act."""
+    functorch: Any = torch._C._functorch
+    return functorch.peek_interpreter_stack() is not None
 
 
 def memory_of(tensor: Tensor) -> int | None:

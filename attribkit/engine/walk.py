@@ -24,7 +24,7 @@ from attribkit.engine.lean import Lean
 from attribkit.engine.ops import ModuleKind, Operation, Vocabulary, has_forward_of, is_op_module
 from attribkit.engine.origin import mark_model_error
 from attribkit.engine.sites import Names, Site, unknown_layer
-from attribkit.engine.splice import FunctionCall, Splice, Splicer, first_tensor, module_params
+from attribkit.engine.splice import FunctionCall, Splice, Splicer, first_tensor, is_transformed, module_params
 from attribkit.engine.table import Table
 from attribkit.engine.tree import paths_of
 from attribkit.errors import InputError, MethodError
@@ -32,6 +32,10 @@ from attribkit.errors import InputError, MethodError
 
 class StopForward(BaseException):
     """Ends the forward pass at the layer asked for; not an Exception, so that no model's handler swallows it."""
+
+
+class GraphWanted(BaseException):
+    """The model differentiates on its way up; not an Exception, so that no model's handler swallows it."""
 
 
 @dataclass(slots=True)
@@ -90,6 +94,8 @@ class Walk:
         Whether to note every site's layout (that of ``layers`` is noted in any case).
     lean
         Whether known operations may keep less than autograd does, which serves one way back to the inputs.
+    keeps_graphs
+        Whether every operation keeps its own graph, for a model that differentiates on its way up; not with ``lean``.
 
     Attributes
     ----------
@@ -105,6 +111,8 @@ class Walk:
     plain_graph : bool
         Whether nobody else had a hand in the graph: no hook on a tensor, no hooks on what operations save
         (checkpoints have them).
+    wanted : bool
+        Whether the model turned out to need graphs that were not kept: see `GraphWanted`.
     """
 
     def __init__(
@@ -117,6 +125,7 @@ class Walk:
         stop: bool = False,
         layouts: bool = False,
         lean: bool = False,
+        keeps_graphs: bool = False,
     ) -> None:
         self.model = model
         self.table = table if table is not None else Table({})
@@ -128,6 +137,7 @@ class Walk:
         self.captured: dict[str, Capture] = {}
         self.complete = False
         self.plain_graph = True
+        self.wanted = False
         self._image: tuple[int, ...] | None = None
         self.paths = paths_of(model)
         self.layouts = Layouts(model, active=layouts or bool(self.layers))
@@ -135,11 +145,12 @@ class Walk:
         self._stack: list[_Frame] = []
         self._thread = threading.get_ident()
         self.lean = Lean() if lean else None
-        self.splicer = Splicer(self.lean)
+        self.splicer = Splicer(self.lean, keeps_graphs=keeps_graphs)
         self._probed: dict[nn.Module, bool] = {}
         self._hidden: dict[str, str] = {}
         self._interceptor: Interceptor | None = None
         self._live = False
+        self._watches_only = False
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward pass; return the model's output, None when it ended at the layer.
@@ -149,8 +160,8 @@ class Walk:
         Exception
             Whatever the model raises, marked with ``attribkit_origin = "model forward"``.
         GraphWanted
-            Only with ``lean``: the model needs autograd's own graph. A model that catches this goes on, with a result
-            that is worth nothing: ``lean.wanted`` tells.
+            The model differentiates operations whose graph is not kept. A model that catches this goes on, with a
+            result that is worth nothing: ``wanted`` tells.
         """
         grad = torch.is_grad_enabled()
         first = first_tensor(args)
@@ -314,6 +325,7 @@ class Walk:
                 layout=self.layouts.of(value),
                 inverse_layer=frame.layer if attached or not self._live else None,
                 detached=self._is_detached(value),
+                transformed=is_transformed(),
             )
         )
 
@@ -363,6 +375,7 @@ class Walk:
                 inverse_layer=layer if attached or not self._live else None,
                 functional=module is None,
                 detached=self._is_detached(value),
+                transformed=is_transformed(),
             )
             self.sites.append(site)
             if claimed:
@@ -372,6 +385,26 @@ class Walk:
                 if name in self.layers:
                     self._catch(value, name)
         return output
+
+    def differentiate(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a function by which the model itself differentiates: no inverse layer has a hand in that.
+
+        Raises
+        ------
+        GraphWanted
+            It may need a graph that has not been kept.
+        """
+        if self._watches_only:  # without gradients; what is asked for is caught
+            raise StopForward
+        way = self.splicer.way
+        if (self.lean is not None and self.lean.used) or (self.splicer.attached and not way.keeps_graphs):
+            self.wanted = True
+            raise GraphWanted
+        before, way.models_own = way.models_own, True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            way.models_own = before
 
     def _catch(self, value: Tensor | None, name: str) -> None:
         if name in self.captured or value is None:
@@ -383,7 +416,7 @@ class Walk:
         if self.rewritten or not self.table.any_rewrites():
             raise StopForward
         # what comes now is watched only, for what the table says of it
-        self._live = False
+        self._live, self._watches_only = False, True
         torch.set_grad_enabled(False)
 
 

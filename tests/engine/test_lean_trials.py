@@ -123,8 +123,11 @@ def test_the_noise_is_float32_on_the_cpu_whatever_the_default(monkeypatch):
 
 def test_no_two_channels_of_large_noise_are_alike():
     noise = trials._noise(torch.Size([2, 32, 56, 56]), torch.Generator().manual_seed(0))
-    assert noise.data_ptr() % 64 == 0 and noise.dtype is torch.float32
-    assert -0.5 <= noise.min() < -0.49 and 0.49 < noise.max() < 0.5 and abs(noise.mean()) < 0.01
+    assert noise.data_ptr() % 64 == 0
+    assert noise.dtype is torch.float32
+    assert -0.5 <= noise.min() < -0.49
+    assert 0.49 < noise.max() < 0.5
+    assert abs(noise.mean()) < 0.01
     assert len(noise.view(64, -1)[:, 0].unique()) == 64
     for other in range(1, 64):
         assert not torch.equal(noise.view(64, -1)[0], noise.view(64, -1)[other])

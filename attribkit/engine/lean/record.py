@@ -15,6 +15,7 @@ from attribkit.engine.lean import convolutions, pools, rectifiers, weighted
 from attribkit.engine.lean.alone import holders, is_alone
 from attribkit.engine.lean.step import Step
 from attribkit.engine.ops import functions_named
+from attribkit.engine.splice import is_transformed
 
 if TYPE_CHECKING:
     from attribkit.engine.inverse import SiteCall
@@ -37,13 +38,6 @@ _RULES: dict[str, Rule] = {
 #: Elements of a signal below which its memory is not worth asking for.
 SMALL = 1 << 16
 
-#: Functions that differentiate: a model that calls one on its way up may ask for what lean steps have not kept.
-DIFFERENTIATES = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward})
-
-
-class GraphWanted(BaseException):
-    """The model differentiates on its way up; not an Exception, so that no model's handler swallows it."""
-
 
 @functools.cache
 def _rules() -> dict[Any, Rule]:
@@ -57,24 +51,15 @@ class Lean:
     ----------
     used : bool
         Whether a step has been put into the graph.
-    wanted : bool
-        Whether the model turned out to need autograd's own graph: see `GraphWanted`.
     """
 
     def __init__(self) -> None:
         self.used = False
-        self.wanted = False
         self._rules = _rules()
         self._possible = only_our_modes()
         # those of the caller see what is kept; those that the model sets (checkpoints) expect autograd's own
         self._hooks = _saving_hooks()
         is_alone.prepare()
-
-    def differentiates(self, function: Any) -> None:
-        """Raise `GraphWanted` where this function may need a part of the graph that has not been kept."""
-        if self.used and function in DIFFERENTIATES:
-            self.wanted = True
-            raise GraphWanted
 
     def step(self, call: FunctionCall) -> Step | None:
         """Return the lean step of a call; None where it is to be left to autograd."""
@@ -106,9 +91,8 @@ def _saving_hooks() -> Any:
 
 def _is_watched(x: Tensor) -> bool:
     """Tell whether something else than autograd's ordinary way back has an interest in what happens to a tensor."""
-    functorch: Any = torch._C._functorch
     return (
-        functorch.peek_interpreter_stack() is not None
+        is_transformed()
         or forward_ad._current_level >= 0
         or torch.is_autocast_enabled(x.device.type)
         or torch.compiler.is_compiling()
