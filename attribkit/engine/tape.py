@@ -89,6 +89,8 @@ def read(origin: Tensor, x: Tensor) -> Tape:
     steps = []
     for node in order:
         edges = [(i, after) for i, (after, _) in enumerate(node.next_functions) if after in numbers]
+        if any(_dtype(after) != _dtype(node) for _, after in edges):
+            raise Unknown(f"{node.name()} of another dtype")
         sizes = tuple(_shape(after)[2:] for _, after in edges)
         rule = _rule(node, [i for i, _ in edges], [_shape(after) for _, after in edges])
         steps.append(_Step(rule, tuple(numbers[after] for _, after in edges), sizes))  # type: ignore[arg-type]
@@ -120,6 +122,11 @@ def _shape(node: Node) -> tuple[int, ...]:
     if len(metadata) != 1 or len(metadata[0].shape) != 4:
         raise Unknown(node.name())
     return tuple(metadata[0].shape)
+
+
+def _dtype(node: Node) -> torch.dtype:
+    metadata: Any = node._input_metadata
+    return metadata[0].dtype  # type: ignore[no-any-return]
 
 
 # -- what each node says of its operation ------------------------------------------------------------------------------

@@ -214,3 +214,129 @@ def test_a_target_that_writes_to_what_it_reads(target, count):
         full = ak.attribute(net, x, "occlusion", which, engine="full", **OPTIONS)
         torch.testing.assert_close(ours.values, full.values, rtol=1e-4, atol=1e-4 * float(full.values.abs().max()))
         assert torch.equal(ours.values, again.values)
+
+
+# -- what happens at one window of a hundred, which is not among those compared ----------------------------------------
+
+
+class Rare(nn.Module):
+    """Runs a function of (modules, x)."""
+
+    def __init__(self, function, *modules):
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleList(modules)
+        self.eval()
+
+    def forward(self, x):
+        return self.function(self.parts, x)
+
+
+def object_on_black():
+    x = torch.zeros(1, 3, 50, 50)
+    x[:, :, 21:24, 31:34] = 1
+    return x
+
+
+def assert_all_windows(net, *, incremental=True):
+    options = {"window": 5, "stride": 5, "engine": "auto"}
+    options["engine"] = "incremental" if incremental else "auto"
+    found, full = both(net, object_on_black(), **options)
+    assert found.extras["incremental"].tolist() == [incremental]
+    ours, theirs = found.extras["score_map"], full.extras["score_map"]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
+    return theirs[0, 4, 6], theirs[0, 0, 0]
+
+
+def seen(x):
+    """What is not black, [N, pixels]."""
+    return x.amax(1).flatten(1) > 0
+
+
+NO_NUMBERS = {
+    "softmax of nothing": lambda y, x: (
+        y.flatten(2) * y.flatten(2).mean(1).masked_fill(~seen(x), -torch.inf).softmax(-1)[:, None]
+    ).sum(-1),
+    "layer norm of nothing": lambda y, x: (
+        y.mean((2, 3)) * F.layer_norm(x, x.shape[1:], eps=0.0).amax((1, 2, 3))[:, None]
+    ),
+    "a quotient": lambda y, x: torch.addcdiv(
+        y.mean((2, 3)), x.sum((1, 2, 3))[:, None], x.pow(2).sum((1, 2, 3))[:, None]
+    ),
+    "a constant": lambda y, x: torch.where(seen(x).any(1)[:, None], y.mean((2, 3)), torch.nan),
+}
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), nn.ReLU6(), nn.Hardsigmoid()], ids=lambda layer: type(layer).__name__
+)
+@pytest.mark.parametrize("name", NO_NUMBERS)
+def test_what_becomes_no_number_at_one_window_stays_so(name, activation):
+    torch.manual_seed(0)
+    net = Rare(
+        lambda parts, x: parts[1](NO_NUMBERS[name](parts[0](x), x)),
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Sequential(nn.Linear(8, 16), activation, nn.Linear(16, 4)),
+    )
+    there, elsewhere = assert_all_windows(net)
+    assert there.isnan()
+    assert elsewhere.isfinite()
+
+
+def test_comparisons_in_place_write_numbers():
+    torch.manual_seed(0)
+
+    def darkness(parts, x):
+        brightest = x.amax((1, 2, 3))
+        dark = brightest.clone().lt_(0.5) + brightest.clone().le_(0.1)
+        return parts[0](x).mean((2, 3)) + dark[:, None]
+
+    there, elsewhere = assert_all_windows(Rare(darkness, nn.Conv2d(3, 4, 3)), incremental=False)
+    assert there > elsewhere + 1.5
+
+
+def test_one_infinity_stays_one_in_a_large_convolution():
+    torch.manual_seed(0)
+
+    def network(parts, x):
+        y = parts[0](x)
+        wild = F.pad(1 / x.amax((1, 2, 3), keepdim=True), (30, 19, 30, 19))
+        return parts[1](torch.cat([y[:, :1] + wild, y[:, 1:]], 1)).sigmoid().mean((2, 3))
+
+    net = Rare(network, nn.Conv2d(3, 128, 3, padding=1), nn.Conv2d(128, 128, 3, padding=1))
+    there, _ = assert_all_windows(net)
+    assert there.isfinite()
+
+
+@pytest.mark.parametrize("value", [1e20, torch.inf, torch.nan])
+def test_contrast_norm_beside_what_has_no_square(value):
+    torch.manual_seed(0)
+
+    def network(parts, x):
+        y = parts[0](x)
+        dark = (x.amax((1, 2, 3)) < 0.5)[:, None, None, None]
+        first = torch.where(dark, value, y[:, :1])
+        return parts[1](F.local_response_norm(torch.cat([first, y[:, 1:]], 1), 5)[:, 4:]).mean((2, 3))
+
+    there, _ = assert_all_windows(Rare(network, nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(28, 4, 3)))
+    assert there.isfinite()
+
+
+def test_the_logarithm_of_a_small_sigmoid():
+    conv = nn.Conv2d(3, 4, 5, padding=2)
+    nn.init.constant_(conv.weight, 30.0)
+    nn.init.constant_(conv.bias, -88.5)
+    there, _ = assert_all_windows(Rare(lambda parts, x: parts[0](x).sigmoid().log().amax((2, 3)), conv))
+    assert -90 < there < -88
+
+
+def test_places_of_maxima_that_are_returned():
+    torch.manual_seed(0)
+
+    def network(parts, x):
+        values, places = F.max_pool2d(x, 2, return_indices=True)
+        return parts[0](values).mean((2, 3)), places
+
+    net, x = Rare(network, nn.Conv2d(3, 4, 3)), image()
+    found, full = both(net, x, lambda outputs: outputs[0][:, 1])
+    assert found.extras["incremental"].tolist() == [True]
+    torch.testing.assert_close(found.extras["score_map"], full.extras["score_map"], rtol=1e-5, atol=1e-6)

@@ -231,6 +231,40 @@ def test_large_signals_with_channels_last_are_scaled_to_the_bit(monkeypatch):
     assert torch.equal(mine.grad, expected.grad)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("channels", [1, C])
+def test_large_maps_lie_as_torch_lays_them(channels, memory_format, layout, monkeypatch):
+    monkeypatch.setattr(store, "LARGE", 4096)
+    weight = W[:, :channels].contiguous(memory_format=memory_format)
+    x = LAYOUTS[layout](image(7, channels, 11, 10))
+
+    def function(x):
+        return F.gelu(F.conv2d(x, weight, padding=1))
+
+    value, gradient, _ = autograd(function, x)
+    found, mine, used = lean(function, x)
+    assert used
+    assert found.stride() == value.stride()
+    assert mine.stride() == gradient.stride()
+    torch.testing.assert_close(mine, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_a_signal_that_lies_otherwise_comes_out_as_torch_lays_it():
+    """What lies below adds in the order of memory."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 17, 18).contiguous(memory_format=torch.channels_last)
+    for rectify in (lambda x: F.hardtanh(x, -0.3, 6.0), F.relu6, F.relu, F.leaky_relu):
+
+        def function(x, rectify=rectify):
+            return F.layer_norm(rectify(F.gelu(x, approximate="tanh")), (18,)).flatten(1).cumsum(1)
+
+        _, gradient, _ = autograd(function, x)
+        _, mine, used = lean(function, x)
+        assert used
+        assert torch.equal(mine, gradient)
+
+
 SETTINGS = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1}
 
 

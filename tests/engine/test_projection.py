@@ -288,3 +288,22 @@ def test_maps_that_are_cut_on_the_way(pad, method, used):
             assert expected.any()
             torch.testing.assert_close(found[:, channel], expected, rtol=1e-12, atol=1e-12)
     assert used == [True, True]
+
+
+def test_a_sum_that_makes_another_dtype_is_left_to_autograd(used):
+    class Promotes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.end = nn.Conv2d(2, 4, 3), nn.Identity()
+
+        def forward(self, x):
+            return self.end(self.conv(x) + torch.ones(1, 4, 1, 1, dtype=torch.float64))
+
+    torch.manual_seed(0)
+    model, x = Promotes().eval(), torch.rand(1, 2, 12, 12)
+    found = ak.project(model, x, "end", [0, 1], "gradient", (3, 3)).values
+    assert used == [False]
+    for channel in range(2):
+        expected = ak.attribute(model, x, "gradient", ak.Unit("end", channel, (3, 3))).values
+        assert expected.any()
+        torch.testing.assert_close(found[:, channel], expected, rtol=1e-6, atol=1e-7)

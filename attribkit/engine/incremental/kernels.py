@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -83,7 +84,8 @@ class Convolution:
         if self._fused and x.numel():
             if self._may_be_tiled:
                 padded = (len(x), x.shape[1], x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1])
-                if winograd.pays(padded, self.weight):
+                # sums and differences make of one infinity no number, for the whole tile
+                if winograd.pays(padded, self.weight) and x.sum().isfinite():
                     return self._by_winograd(x, padding)
             return self._by_onednn(x, padding)
         y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
@@ -207,7 +209,13 @@ def apply(act: Activation | None, y: Tensor) -> Tensor:
 def contrast_norm(x: Tensor, band: Tensor, k: float, beta: float) -> Tensor:
     """Return x / (k + band · x²)^beta over the channels of ``x`` [B, C, H, W]; ``band`` [C, C]."""
     rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-    total = torch.addmm(rows.new_full((), k), rows.square(), band)
+    squares = rows.square()
+    total = torch.addmm(rows.new_full((), k), squares, band)
+    if not total.sum().isfinite():  # infinity times zero is no number, but the channels far from it are
+        wild = ~squares.isfinite()
+        total = torch.addmm(rows.new_full((), k), squares.masked_fill(wild, 0), band)
+        total += torch.where(wild.to(band.dtype) @ band.ne(0).to(band.dtype) > 0, math.inf, 0.0)
+        total[squares.isnan().to(band.dtype) @ band.ne(0).to(band.dtype) > 0] = math.nan
     if beta == 0.75:  # two roots are several times as fast as a power
         total = total.mul_(total.sqrt()).sqrt_()
     else:

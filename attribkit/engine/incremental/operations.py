@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_unflatten
 
 #: Operations that read or write memory by its layout, which a replay need not share.
 _BY_LAYOUT = frozenset({"as_strided_scatter", "set_", "resize_", "resize_as_", "_resize_output_", "view.dtype"})
@@ -58,3 +59,14 @@ def pure_twin(func: Any) -> Any:
         return None
     packet = getattr(torch.ops.aten, name[:-1], None)
     return getattr(packet, overload, None) if packet is not None and overload in packet.overloads() else None
+
+
+def returns_the_like(pure: Any, leaves: list[Any], spec: TreeSpec, tensor: Tensor) -> bool:
+    """Tell whether a pure twin returns a tensor of this one's shape and dtype; False where that cannot be told."""
+    bare = [torch.empty_like(leaf, device="meta") if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    args, kwargs = tree_unflatten(bare, spec)
+    try:
+        returned = pure(*args, **kwargs)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return False
+    return isinstance(returned, Tensor) and (returned.shape, returned.dtype) == (tensor.shape, tensor.dtype)

@@ -18,7 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 from torch.utils.weak import TensorWeakRef
 
 from attribkit.engine.incremental.errors import TORCHS_OWN, NotReplayable
-from attribkit.engine.incremental.operations import pure_twin, refusal, written
+from attribkit.engine.incremental.operations import pure_twin, refusal, returns_the_like, written
 
 #: Ways by which values leave torch, unseen by any operation.
 _ESCAPES = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "set_"})
@@ -218,18 +218,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ]
             self.recording.calls.append(Call(func, noted, spec, flat, not isinstance(output, (tuple, list))))
         elif varies:
-            self._write(func, noted, spec, overwritten)
+            self._write(func, noted, leaves, spec, overwritten)
         else:
             for tensor in overwritten:
                 self._mutate(tensor)
         return output
 
-    def _write(self, func: Any, noted: list[Any], spec: TreeSpec, overwritten: list[Tensor]) -> None:
+    def _write(self, func: Any, noted: list[Any], leaves: list[Any], spec: TreeSpec, overwritten: list[Tensor]) -> None:
         """Note an in-place operation as its pure twin, whose result the tensor's name stands for from now on."""
         pure = pure_twin(func)
         if pure is None or len(overwritten) != 1:
             return self.give_up(f"{func} writes in place and has no pure twin")
         tensor = overwritten[0]
+        if not returns_the_like(pure, leaves, spec, tensor):  # a comparison in place writes numbers
+            return self.give_up(f"{func} writes in place what its pure twin returns in another dtype")
         if self.recording.values[self.names[id(tensor)][0]].outside:
             return self.give_up("the forward pass writes to a tensor that outlives it")
         aliases = []

@@ -5,6 +5,7 @@ The model's tensors are only read; what is folded is copied.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,13 +19,19 @@ _BATCH_NORMS = frozenset(
     {"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
      "_batch_norm_with_update", "miopen_batch_norm"}
 )  # fmt: skip
-#: Activations to which oneDNN makes numbers of what is none.
-_HIDE_NAN = frozenset({"relu", "hardtanh", "hardsigmoid"})
-#: Operations that make what is no number of finite numbers.
-_MAKE_NAN = frozenset(
-    {"sqrt", "rsqrt", "log", "log2", "log10", "log1p", "logit", "xlogy", "lgamma", "digamma", "asin", "acos", "acosh",
-     "atanh", "pow", "div", "reciprocal", "fmod", "remainder", "floor_divide", "erfinv", "exp", "exp2", "expm1", "sinh",
-     "cosh", "tan", "std", "var", "logsumexp", "prod", "cumprod"}
+#: Activations by which oneDNN makes numbers of what is none, or 0 of what is very small.
+_LOSSY = frozenset({"relu", "hardtanh", "hardsigmoid", "sigmoid"})
+#: Operations that make finite numbers of finite ones, and nothing much of very small differences.
+_TAME = frozenset(
+    {"add", "sub", "rsub", "mul", "neg", "abs", "addmm", "mm", "bmm", "baddbmm", "matmul", "convolution", "mean", "sum",
+     "cat", "stack", "relu", "relu6", "hardtanh", "hardsigmoid", "hardswish", "sigmoid", "tanh", "silu", "gelu", "mish",
+     "leaky_relu", "elu", "softplus", "threshold", "_prelu_kernel", "_softmax", "clamp", "clamp_min", "clamp_max",
+     "maximum", "minimum", "amax", "amin", "max", "min", "argmax", "max_pool2d_with_indices", "avg_pool2d",
+     "_adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
+     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "constant_pad_nd", "reflection_pad2d", "replication_pad2d",
+     "roll", "flip", "expand", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "narrow", "index",
+     "index_select", "gather", "as_strided", "_reshape_alias", "reshape", "flatten", "clone", "alias", "detach",
+     "contiguous", "_to_copy", "lift_fresh", "_scaled_dot_product_flash_attention_for_cpu"}
 )  # fmt: skip
 #: Operations that leave every element as it is.
 _SHAPES = frozenset({"view", "_unsafe_view", "unsqueeze", "squeeze", "permute", "transpose", "t"})
@@ -89,7 +96,7 @@ def _recognise(graph: Graph, node: Node) -> None:
         return
     flat = len(graph.values[source].shape) == 4
     others = [i for i in node.outputs[1:] if i is not None and i in graph.values]
-    if others and any(i in other.inputs for i in others for other in graph.nodes):
+    if others and any(i in graph.results() or i in other.inputs for i in others for other in graph.nodes):
         return
     name = node.name
     if name == "convolution" and flat:
@@ -143,11 +150,27 @@ def _two(value: Any) -> tuple[int, int]:
     return (value[0], value[-1]) if isinstance(value, (list, tuple)) else (value, value)
 
 
-def _may_make_nan(node: Node) -> bool:
-    if node.op != "call" or node.name not in _MAKE_NAN:
-        return False
-    by_number = node.name in ("div", "pow", "fmod", "remainder") and isinstance(node.leaves[1], (int, float))
-    return not by_number or node.leaves[1] == 0 or (node.name == "pow" and node.leaves[1] not in (1, 2, 3, 4))
+def _is_tame(node: Node) -> bool:
+    """Tell whether a call makes finite numbers of finite ones."""
+    if node.op == "affine":
+        return bool(node.params["scale"].isfinite().all() and node.params["shift"].isfinite().all())
+    if node.op != "call":
+        return True
+    name = node.name
+    if name in ("native_layer_norm", "native_group_norm"):
+        tame = node.arguments()["eps"] > 0
+    elif name in ("div", "pow", "fmod", "remainder"):
+        by = node.leaves[1]
+        tame = isinstance(by, (int, float)) and by != 0 and (name != "pow" or by in (1, 2, 3, 4))
+    else:
+        tame = name in _TAME or name in _SHAPES or name in _BATCH_NORMS
+    return tame and all(map(_is_finite, node.leaves))
+
+
+def _is_finite(leaf: Any) -> bool:
+    if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        return bool(leaf.isfinite().all())
+    return not isinstance(leaf, float) or math.isfinite(leaf)
 
 
 def _alone(node: Node, consumers: dict[int, list[Node]], results: set[int]) -> bool:
@@ -157,7 +180,7 @@ def _alone(node: Node, consumers: dict[int, list[Node]], results: set[int]) -> b
 
 def _fold(graph: Graph) -> None:
     """Fold batch norms and activations into the convolution or batch norm whose only use they are."""
-    hidden = _HIDE_NAN if any(map(_may_make_nan, graph.nodes)) else frozenset()
+    hidden = frozenset() if all(map(_is_tame, graph.nodes)) else _LOSSY
     consumers, results = graph.consumers(), set(graph.results())
     makers = {output: node for node in graph.nodes for output in node.outputs if output is not None}
     gone: set[int] = set()

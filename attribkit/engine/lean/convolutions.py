@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attribkit.engine.lean import shortcuts, store
-from attribkit.engine.lean.standin import StandIn
+from attribkit.engine.lean.standin import StandIn, is_in_order
 from attribkit.engine.lean.step import Step, are_plain, is_fixed, many, named, windows
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class Convolution(Step):
 
     def _rows(self, x: Tensor, weight: Tensor) -> int:
         """Return how many samples go at once."""
-        if x.device.type != "cpu" or x.ndim != 4 or not x.is_contiguous() or 1 in weight.shape[2:]:
+        if x.device.type != "cpu" or x.ndim != 4 or 1 in weight.shape[2:]:
+            return x.shape[0]
+        if not is_in_order(x) or not is_in_order(weight):  # torch's result has channels last
             return x.shape[0]
         height, width = windows(x.shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation)
         sample = x.element_size() * max(x.numel() // x.shape[0], weight.shape[0] * height * width)

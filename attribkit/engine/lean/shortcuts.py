@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attribkit.engine.lean import store
-from attribkit.engine.lean.standin import is_plain
+from attribkit.engine.lean.standin import is_in_order, is_plain
 from attribkit.engine.lean.step import windows
 from attribkit.engine.lean.trials import Way, way_for
 
@@ -243,14 +243,14 @@ def _shortcut(
 
 
 def fits(tensor: Tensor) -> bool:
-    """Tell whether a tensor is of the kind that shorter ways are for, and lies in memory in the order of its sizes.
-
-    Torch chooses the layout of its results by the strides, also by those of dimensions of size 1.
-    """
-    if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or tensor.ndim != 4:
-        return False
-    _, channels, height, width = tensor.shape
-    return tensor.stride() == (channels * height * width, height * width, width, 1) and is_plain(tensor)
+    """Tell whether a tensor is of the kind that shorter ways are for."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and tensor.ndim == 4
+        and is_in_order(tensor)
+        and is_plain(tensor)
+    )
 
 
 def _vectors(channels: int) -> int:

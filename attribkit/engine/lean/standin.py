@@ -13,6 +13,16 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
+def is_in_order(tensor: Tensor) -> bool:
+    """Tell whether a tensor of four dimensions lies in memory in the order of its sizes.
+
+    Torch chooses the layout of its results by the strides, also by those of dimensions of size 1, which
+    `Tensor.is_contiguous` does not look at.
+    """
+    _, channels, height, width = tensor.shape
+    return tensor.stride() == (channels * height * width, height * width, width, 1)
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Tell whether a tensor's memory holds its values as they are, for those who look at the memory alone.
 
