@@ -27,6 +27,7 @@ from attribkit.engine.incremental import (
     kept,
 )
 from attribkit.engine.incremental.spans import Spans
+from attribkit.engine.mixing import mixes
 from attribkit.engine.observer import Observer
 from attribkit.errors import IncrementalWarning
 from attribkit.targets import CallableTarget
@@ -101,6 +102,7 @@ class Occluded:
         self.max_bytes = max_bytes or _free_bytes(inputs.device)
         self.shape = (len(grid[0][0]), len(grid[1][0]))
         self.incremental = engine != "full"
+        self._mixes: bool | None = None  # whether an image's scores depend on the others; None: not known yet
         self._recorded: Incremental | None = None
         self._reused = False  # whether that is an earlier call's program
         self._images: dict[int, Image] = {}
@@ -152,6 +154,10 @@ class Occluded:
 
     def _full(self, places: Sequence[Places]) -> dict[str, Tensor]:
         """Run the model on every occluded image."""
+        if self._mixes is None:
+            self._mixes = self._looks_mixed()
+        if self._mixes:
+            return self._by_windows(places)
         inputs = self.inputs
         jobs = [(sample, place) for sample, wanted in enumerate(places) for place in wanted]
         if not self.observer.bytes_per_row:
@@ -163,11 +169,45 @@ class Occluded:
             part = jobs[start : start + rows]
             index = torch.tensor([sample for sample, _ in part], device=inputs.device)
             occluded = torch.index_select(inputs, 0, index, out=buffer[: len(part)])
-            for row, (_, (y, x)) in zip(occluded, part, strict=True):
-                (tops, bottoms), (lefts, rights) = self.grid
-                row[..., tops[y] : bottoms[y], lefts[x] : rights[x]] = self.fill
+            for row, (_, place) in zip(occluded, part, strict=True):
+                self._occlude(row, place)
             self._note(found, index, [place for _, place in part], self.observer.look(occluded, index))
         return found
+
+    def _occlude(self, image: Tensor, place: tuple[int, int]) -> Tensor:
+        """Fill one window of [..., H, W]."""
+        (tops, bottoms), (lefts, rights) = self.grid
+        y, x = place
+        image[..., tops[y] : bottoms[y], lefts[x] : rights[x]] = self.fill
+        return image
+
+    def _by_windows(self, places: Sequence[Places]) -> dict[str, Tensor]:
+        """Run the model on the caller's own batch with one window filled in all of its images, window by window."""
+        wanted: dict[tuple[int, int], list[int]] = {}
+        for sample, own in enumerate(places):
+            for place in own:
+                wanted.setdefault(place, []).append(sample)
+        index = torch.arange(len(self.inputs), device=self.inputs.device)
+        found: dict[str, Tensor] = {}
+        for place, samples in progress.track(wanted.items(), "occlusion"):
+            seen = self.observer.look(self._occlude(self.inputs.clone(), place), index)
+            at = torch.tensor(samples, device=self.inputs.device)
+            self._note(found, at, [place] * len(samples), {key: value[at] for key, value in seen.items()})
+        return found
+
+    def _looks_mixed(self) -> bool:
+        """Tell whether occluded images cannot share a batch."""
+        inputs, (rows, columns) = self.inputs, self.shape
+        ends = (0, 0), (rows - 1, columns - 1)
+        if ends[0] == ends[1] and len(inputs) == 1:
+            return False
+        pair = torch.stack([self._occlude(inputs[0].clone(), place) for place in ends])
+        index = torch.arange(len(inputs), device=inputs.device)
+
+        def forward(rows: Tensor) -> Any:
+            return self.observer.forward(rows, index.new_zeros(2) if rows is pair else index)
+
+        return mixes(forward, self._occlude(inputs.clone(), ends[0]), pair)
 
     def _rows(self) -> int:
         """Return how many occluded images are best run at once."""
@@ -191,6 +231,8 @@ class Occluded:
             # a replay that torch refuses; if the model itself is at fault, running it in full shows it
             why = f"{type(error).__name__}: {error}".splitlines()[0]
         self._recorded, self._images = None, {}
+        if warns:
+            self._mixes = None  # the model is not what its recording said
         if self._reused:  # the model is not what it was in a way that cannot be seen on it
             forget(self.observer.model)
             self._reused = False
@@ -241,6 +283,7 @@ class Occluded:
         program = kept(observer.model, case) if lasting else None
         self._reused = program is not None
         recorded = Incremental(forward, inputs[:1], self.grid, self.fill, self.max_bytes, program)
+        self._mixes = False  # recorded on batches of two sizes, it would have been refused
         if self.engine == "auto" and recorded.plan.gain() < WORTH and recorded.plan.fused() < FUSED:
             raise NotReplayable("a window changes nearly all of every feature map")
         if isinstance(observer.target, CallableTarget):

@@ -28,13 +28,16 @@ class Net(nn.Module):
 
 
 def run(monkeypatch, net, *, cache=1 << 20, share=1.5, batch=1, **options):
-    """Run the full engine; return the size of its largest batch after the passes over the clean images."""
+    """Run the full engine; return the size of its largest batch after the passes that look at the model."""
     monkeypatch.setattr(occluded, "CACHE", cache)
     monkeypatch.setattr(occluded, "WEIGHTS", share)
     x = torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     found = ak.attribute(net.eval(), x, "occlusion", 1, window=8, stride=8, engine="full", **options)
-    largest = max(net.batches[2:])
-    assert sum(net.batches[2:]) == 64 * batch
+    # for the target, for the clean scores, and two that tell whether rows depend on each other; then the windows
+    looks, windows = net.batches[:4], net.batches[4:]
+    assert looks == [batch, batch, batch, 2]
+    largest = max(windows)
+    assert sum(windows) == 64 * batch
     net.batches.clear()
     return largest, found.extras["score_map"]
 

@@ -23,6 +23,10 @@ class NotReplayable(Exception):
     warns = False
 
 
+class LooksAtValues(NotReplayable):
+    """What the forward pass does depends on the values that it makes of the input."""
+
+
 class Differs(NotReplayable):
     """What was replayed is not what the model itself returns."""
 

@@ -20,8 +20,7 @@ def refusal(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], varies: bo
         return f"{func} draws random numbers"
     masks = any(t.dtype in (torch.bool, torch.uint8) for t in tensors[1:])
     by_numbers = name in ("index", "index_put", "index_put_") and not masks  # tagged for the sake of masks
-    by_values = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
-    if varies and by_values and not by_numbers:
+    if varies and depends_on_values(func) and not by_numbers:
         return f"{func} depends on the values it is given"
     overload = func._schema.overload_name
     if name in _BY_LAYOUT or f"{name}.{overload}" in _BY_LAYOUT:
@@ -31,6 +30,11 @@ def refusal(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], varies: bo
     if any(type(t) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer) or t.layout != torch.strided for t in tensors):
         return f"{func} is given tensors of another kind"
     return ""
+
+
+def depends_on_values(func: Any) -> bool:
+    """Tell whether what an operation returns is a number, or a tensor whose size depends on what it is given."""
+    return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
 
 
 def _undropped(func: Any, args: Any, kwargs: Any) -> bool:

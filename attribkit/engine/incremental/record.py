@@ -17,8 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten
 from torch.utils.weak import TensorWeakRef
 
-from attribkit.engine.incremental.errors import TORCHS_OWN, NotReplayable
-from attribkit.engine.incremental.operations import pure_twin, refusal, returns_the_like, written
+from attribkit.engine.incremental.errors import TORCHS_OWN, LooksAtValues, NotReplayable
+from attribkit.engine.incremental.operations import (
+    depends_on_values,
+    pure_twin,
+    refusal,
+    returns_the_like,
+    written,
+)
 
 #: Ways by which values leave torch, unseen by any operation.
 _ESCAPES = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "set_"})
@@ -99,7 +105,8 @@ def record(function: Callable[[Tensor], Any], x: Tensor) -> Recording:
     Raises
     ------
     NotReplayable
-        It drew random numbers, looked at values, or wrote to memory in a way that cannot be told apart.
+        It drew random numbers, looked at values (`LooksAtValues`), or wrote to memory in a way that cannot be told
+        apart.
     Exception
         Whatever ``function`` raises.
     """
@@ -112,7 +119,7 @@ def record(function: Callable[[Tensor], Any], x: Tensor) -> Recording:
                 raise NotReplayable(f"an operation cannot be recorded: {error}") from error
             raise
     if recorder.trouble:
-        raise NotReplayable(recorder.trouble)
+        raise recorder.kind(recorder.trouble)
     recording = recorder.recording
     leaves, recording.spec = tree_flatten(returned)
     for leaf in leaves:
@@ -136,7 +143,7 @@ class _Escapes(TorchFunctionMode):
         if getattr(func, "__name__", "") in _ESCAPES:
             value = self.recorder.known(args[0]) if args else None
             if value is not None and self.recorder.recording.values[value].varies:
-                self.recorder.give_up(f"the forward pass takes values out of torch ({func.__name__})")
+                self.recorder.give_up(f"the forward pass takes values out of torch ({func.__name__})", LooksAtValues)
         return func(*args, **(kwargs or {}))
 
 
@@ -148,6 +155,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names: dict[int, tuple[int, Callable[[], Tensor | None]]] = {}
         self.by_storage: dict[int, list[Callable[[], Tensor | None]]] = {}
         self.trouble = ""
+        self.kind: type[NotReplayable] = NotReplayable
         self.failed: Exception | None = None
         self._register(x, varies=True)
 
@@ -159,9 +167,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         return False
 
-    def give_up(self, reason: str) -> None:
+    def give_up(self, reason: str, kind: type[NotReplayable] = NotReplayable) -> None:
         """Note the first reason; the forward pass goes on, for its own errors come first."""
-        self.trouble = self.trouble or reason
+        if not self.trouble:
+            self.trouble, self.kind = reason, kind
 
     def known(self, tensor: Any) -> int | None:
         """Return which value a tensor is now; None where it is none."""
@@ -198,7 +207,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         varies = any(index is not None and self.recording.values[index].varies for index in known)
         reason = refusal(func, args, kwargs, tensors, varies)
         if reason:
-            self.give_up(reason)
+            self.give_up(reason, LooksAtValues if varies and depends_on_values(func) else NotReplayable)
             return func(*args, **kwargs)
         noted = [self.ref(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         overwritten = written(func, args, kwargs)
