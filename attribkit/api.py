@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attribkit import progress as bars
 from attribkit._batches import by_call, by_table, joined
 from attribkit.attribution import Attribution, provenance
-from attribkit.checks import check_inputs, check_options, explain_channels, usable_model
+from attribkit.checks import check_inputs, check_options, explain_misfits, usable_model
 from attribkit.engine import coverage
 from attribkit.engine.inspection import Inspection, useful_layers
 from attribkit.engine.invert import leaf, up, vocabulary
@@ -170,7 +170,7 @@ def attribute(
     parts = []
     with (
         pristine(model, inputs),
-        explain_channels(model, inputs),
+        explain_misfits(model, inputs),
         coverage.logging() as log,
         bars.shown(progress, chosen.name),
     ):
@@ -228,6 +228,8 @@ def project(
     model = usable_model(model)
     chosen = find_method(method)
     check_inputs(inputs)
+    if inputs.is_meta:
+        raise InputError("inputs is on the meta device, where no unit has a value")
     given: Any = channels
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise InputTypeError(f"channels must be a sequence of ints, got {given!r}")
@@ -237,7 +239,7 @@ def project(
     if not is_table(chosen):
         raise InputError(f"project() needs a method given by a table of inverse layers; {chosen.name!r} is none")
     table = chosen.table()
-    with pristine(model, inputs), explain_channels(model, inputs), coverage.logging() as log:
+    with pristine(model, inputs), explain_misfits(model, inputs), coverage.logging() as log:
         found, units = project_units(
             model, inputs, layer, channels, position, table, unit_signal=chosen.unit_signal, layout=layout
         )
@@ -271,7 +273,7 @@ def project_each(
     if not is_table(chosen):
         return None
     table = chosen.table()
-    with pristine(model, inputs), explain_channels(model, inputs), coverage.logging() as log:
+    with pristine(model, inputs), explain_misfits(model, inputs), coverage.logging() as log:
         found = project_rows(model, inputs, layer, channels, positions, table, unit_signal=chosen.unit_signal)
     if found is not None:
         _warn_if_plain(chosen, table, log, strict=False)
@@ -299,7 +301,7 @@ def inspect(model: nn.Module, inputs: Tensor, method: MethodLike | None = None) 
     check_inputs(inputs)
     table = _table_of(chosen)
     # gradients only where there are inverse layers: whether one takes hold shows only then
-    with pristine(model, inputs), explain_channels(model, inputs), torch.set_grad_enabled(bool(table)):
+    with pristine(model, inputs), explain_misfits(model, inputs), torch.set_grad_enabled(bool(table)):
         walk, _ = up(model, leaf(inputs), table, None, layouts=True)
     name = chosen.name if chosen is not None else None
     return Inspection(

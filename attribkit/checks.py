@@ -64,7 +64,7 @@ def _fault(cls: type) -> str | None:
     return None
 
 
-#: Dtypes in which the sum of finite numbers may be infinite, but that of others never finite.
+#: Dtypes of inputs; in them the sum of finite numbers may be infinite, but that of others never finite.
 _SUMMED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -83,11 +83,17 @@ def check_inputs(inputs: Any) -> None:
         raise InputError(f"inputs must be [N, C, H, W], got {inputs.ndim} dimensions {tuple(inputs.shape)}{hint}")
     if not inputs.is_floating_point():
         raise InputTypeError(f"inputs must have a float dtype, got {inputs.dtype}")
+    if inputs.dtype not in _SUMMED:
+        raise InputTypeError(f"inputs must be float16, bfloat16, float32 or float64, got {inputs.dtype}")
+    if inputs.layout != torch.strided:
+        raise InputTypeError(
+            f"inputs must be a dense tensor, got one of layout {inputs.layout}: give inputs.to_dense()"
+        )
     if inputs.numel() == 0:
         raise InputError(f"inputs is empty: shape {tuple(inputs.shape)}")
     if inputs.is_meta:
         return
-    if inputs.layout == torch.strided and inputs.dtype in _SUMMED and bool(torch.isfinite(inputs.detach().sum())):
+    if bool(torch.isfinite(inputs.detach().sum())):
         return  # once over them, as is not true of what follows
     finite = torch.isfinite(inputs)
     if not bool(finite.all()):
@@ -114,13 +120,14 @@ def check_options(method: Method, options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def explain_channels(model: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """Where the model's forward fails on a wrong channel count, say so instead."""
+def explain_misfits(model: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Where the model's forward fails on a wrong channel count, dtype or device of the inputs, say so instead."""
     try:
         yield
     except Exception as error:
         if getattr(error, "attribkit_origin", None) != "model forward" or not isinstance(error, RuntimeError):
             raise
+        _explain_kind(model, inputs, error)
         first = next(((p, m) for p, m in model.named_modules() if isinstance(m, _CONVOLUTIONS)), None)
         if first is None or first[1].in_channels == inputs.shape[1] or not _is_channel_error(error):
             raise
@@ -128,6 +135,25 @@ def explain_channels(model: nn.Module, inputs: Tensor) -> Iterator[None]:
             f"inputs has {inputs.shape[1]} channels (shape {tuple(inputs.shape)}), but the model's first convolution "
             f"{first[0]!r} takes {first[1].in_channels}"
         ) from error
+
+
+def _explain_kind(model: nn.Module, inputs: Tensor, error: RuntimeError) -> None:
+    """Raise what says so if the inputs are of another dtype or device than all of the model's parameters."""
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    message = str(error)
+    for what, words in (("device", _OF_DEVICES), ("dtype", _OF_DTYPES)):
+        theirs = sorted({str(getattr(p, what)).removeprefix("torch.") for p in parameters})
+        ours = str(getattr(inputs, what)).removeprefix("torch.")
+        if theirs and ours not in theirs and any(word in message for word in words):
+            to = f"torch.{theirs[0]}" if what == "dtype" else repr(theirs[0])
+            raise InputTypeError(
+                f"inputs has the {what} {ours}, but the model's parameters have {' and '.join(theirs)}: "
+                f"give inputs.to({to})"
+            ) from error
+
+
+_OF_DEVICES = ("device", "meta", "cuda", "Cuda", "CUDA")
+_OF_DTYPES = ("dtype", "type", "Double", "double", "Half", "half", "BFloat16", "bfloat16")
 
 
 def _is_channel_error(error: Exception) -> bool:

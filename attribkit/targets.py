@@ -193,6 +193,8 @@ class CallableTarget(Target):
         if not isinstance(scores, Tensor) or scores.shape != (len(rows),):
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise InputError(f"target callable must return one score a sample, shape ({len(rows)},), got {got}")
+        if scores.dtype == torch.bool:
+            raise InputError("target callable must return numbers, got torch.bool")
         return scores
 
     def describe(self) -> str:

@@ -264,3 +264,68 @@ def test_a_method_without_anything_to_do_is_said(method):
     # One rectifier anywhere is enough, also above the unit; the plain methods never warn.
     assert ak.attribute(NET, X, method=method, target=ak.Unit("conv1", 0), strict=True).values.any()
     assert ak.attribute(Linear(), X, method="gradient", target=1, strict=True).values.any()
+
+
+# -- inputs that do not fit the model ----------------------------------------------------------------------------------
+
+
+def fails_in_one_line(match, call):
+    with pytest.raises(ak.AttribkitError, match=match) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["gradient", "guided_backprop", "occlusion"])
+def test_inputs_of_another_dtype_than_the_model(method):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    match = r"inputs has the dtype float64, but the model's parameters have float32: give inputs\.to\(torch\.float32\)"
+    fails_in_one_line(match, lambda: ak.attribute(net, x, method, 1))
+    fails_in_one_line(match, lambda: ak.inspect(net, x))
+    fails_in_one_line(match, lambda: ak.project(net, x, "0", [0]))
+    assert ak.attribute(nn.Sequential(Casts(), net), x, method, 1).values.any()  # whose business it is
+
+
+class Casts(nn.Module):
+    def forward(self, x):
+        return x.float()
+
+
+def test_inputs_on_another_device_than_the_model():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    x = torch.randn(1, 3, 8, 8)
+    match = r"inputs has the device {}, but the model's parameters have {}: give inputs\.to\('{}'\)"
+    fails_in_one_line(match.format("meta", "cpu", "cpu"), lambda: ak.attribute(net, x.to("meta"), "gradient", 1))
+    fails_in_one_line(match.format("cpu", "meta", "meta"), lambda: ak.attribute(net.to("meta"), x, "gradient", 1))
+
+
+def test_what_has_no_values_on_the_meta_device():
+    with torch.device("meta"):
+        net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()), torch.empty(1, 3, 8, 8)
+    fails_in_one_line("meta device", lambda: ak.attribute(net, x, "occlusion", 1))
+    fails_in_one_line("meta device", lambda: ak.project(net, x, "0", [0]))
+
+
+def test_inputs_of_other_kinds():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
+    fails_in_one_line("float8", lambda: ak.attribute(net, torch.zeros(1, 3, 8, 8).to(torch.float8_e4m3fn), "gradient"))
+    fails_in_one_line(
+        r"sparse_coo.*to_dense", lambda: ak.attribute(net, torch.ones(1, 3, 8, 8).to_sparse(), "gradient")
+    )
+
+
+@pytest.mark.parametrize(
+    "scores", [lambda x: x[:, :0], lambda x: x > 0, lambda x: x.to(torch.complex64)], ids=["none", "bool", "complex"]
+)
+def test_outputs_that_are_no_class_scores(scores):
+    class Net(nn.Module):
+        def forward(self, x):
+            return scores(torch.relu(x).mean((2, 3)))
+
+    fails_in_one_line("holds no class scores", lambda: ak.attribute(Net(), torch.randn(2, 3, 8, 8), "gradient"))
+
+
+@pytest.mark.parametrize("method", ["gradient", "occlusion"])
+def test_targets_that_return_no_numbers(method):
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()), torch.randn(2, 3, 8, 8)
+    fails_in_one_line(r"numbers, got torch\.bool", lambda: ak.attribute(net, x, method, lambda o: o[:, 0] > 0))

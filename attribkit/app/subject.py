@@ -19,7 +19,7 @@ from attribkit.app.kept import Kept
 from attribkit.app.pictures import Picture
 from attribkit.app.shelf import Shown
 from attribkit.attribution import Attribution
-from attribkit.checks import explain_channels
+from attribkit.checks import explain_misfits
 from attribkit.engine.outputs import class_scores, observe
 from attribkit.engine.state import pristine
 from attribkit.engine.units import Grid, strongest, token_grid
@@ -143,7 +143,7 @@ class Subject:
             The scores are no numbers.
         """
         model = self.shown.loaded.model
-        with torch.no_grad(), pristine(model, self.inputs), explain_channels(model, self.inputs):
+        with torch.no_grad(), pristine(model, self.inputs), explain_misfits(model, self.inputs):
             output = observe(model, self.inputs, None, {})
         try:
             scores = class_scores(output)[0]
@@ -204,7 +204,7 @@ class Subject:
 
     def _feature_maps(self, layer: str) -> FeatureMaps:
         model = self.shown.loaded.model
-        with torch.no_grad(), pristine(model, self.inputs), explain_channels(model, self.inputs):
+        with torch.no_grad(), pristine(model, self.inputs), explain_misfits(model, self.inputs):
             captured = observe(model, self.inputs, layer, {})
         value, layout = captured.value, captured.layout
         if layout is None or len(layout) != value.ndim or len(value) != 1:

@@ -103,6 +103,8 @@ class Occlusion(Method):
             raise InputError(f"occlusion engine must be 'auto', 'incremental' or 'full', got {engine!r}")
         if max_batch_bytes is not None and as_int("occlusion max_batch_bytes", max_batch_bytes) < 1:
             raise InputError(f"occlusion max_batch_bytes must be positive, got {max_batch_bytes}")
+        if inputs.is_meta:
+            raise InputError("inputs is on the meta device, where occluded scores have no values to compare")
         height, width = inputs.shape[-2:]
         sides, steps = _sides(height, width, window, stride)
         fill = _fill(fill)

@@ -68,4 +68,9 @@ def class_scores(output: Any) -> Tensor:
             f"the model's output has shape {tuple(found.shape)}, not [N, classes]: "
             "give a callable target (outputs -> scores [N])"
         )
+    if not found.shape[1] or not found.is_floating_point():
+        raise ModelError(
+            f"the model's output, {tuple(found.shape)} of {found.dtype}, holds no class scores, floats for one class or "
+            "more: give a callable target (outputs -> scores [N])"
+        )
     return found

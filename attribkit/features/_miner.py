@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from attribkit.checks import explain_channels
+from attribkit.checks import explain_misfits
 from attribkit.engine.invert import vocabulary
 from attribkit.engine.state import pristine
 from attribkit.engine.units import token_grid
@@ -118,7 +118,7 @@ class Miner:
         for row, image in images.items():
             batch[row] = image
         batch = batch.to(self.device)
-        with pristine(self.model, batch), explain_channels(self.model, batch), torch.no_grad():
+        with pristine(self.model, batch), explain_misfits(self.model, batch), torch.no_grad():
             walk = Walk(self.model, vocabulary=vocabulary(), layers=self.layers, stop=True)
             walk.run(batch.clone())
             captured = {layer: walk.catch(layer) for layer in self.layers}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attribkit.checks import check_inputs, explain_channels, usable_model
+from attribkit.checks import check_inputs, explain_misfits, usable_model
 from attribkit.engine.invert import vocabulary
 from attribkit.engine.state import pristine
 from attribkit.engine.units import Grid, token_grid
@@ -131,7 +131,7 @@ def receptive_fields(
         generator = torch.Generator().manual_seed(0)
         inputs = torch.rand(1, *inputs, generator=generator).to(like.device, like.dtype)
     check_inputs(inputs)
-    with pristine(model, inputs), explain_channels(model, inputs):
+    with pristine(model, inputs), explain_misfits(model, inputs):
         # with gradients, so that a tensor made where no function mode looks can be told from a constant
         with torch.enable_grad():
             image = inputs[:1].detach().clone().requires_grad_() * 1
