@@ -70,7 +70,7 @@ def class_scores(output: Any) -> Tensor:
         )
     if not found.shape[1] or not found.is_floating_point():
         raise ModelError(
-            f"the model's output, {tuple(found.shape)} of {found.dtype}, holds no class scores, floats for one class or "
-            "more: give a callable target (outputs -> scores [N])"
+            f"the model's output, {tuple(found.shape)} of {found.dtype}, holds no class scores, floats for one class "
+            "or more: give a callable target (outputs -> scores [N])"
         )
     return found
