@@ -24,14 +24,14 @@ def mixes(forward: Callable[[Tensor], Any], x: Tensor, other: Tensor) -> bool:
     forward
         Runs the model on a batch and returns what it returns.
     x, other
-        Two batches [N, C, H, W] and [M, C, H, W] whose first rows are the same and whose others are not; they may be
-        written to. What the model raises for the first comes out; where it raises for the other, it does not take
-        every batch.
+        Two batches [N, C, H, W] and [M, C, H, W] whose first rows are the same and whose others are not. What the
+        model raises for the first comes out; where it raises for the other, it does not take every batch.
 
     Returns
     -------
     bool
-        True also where the model looks at values made of the batch, which may decide otherwise for other rows.
+        True also where the model looks at values made of the batch, which may decide otherwise for other rows, and
+        where it cannot be watched.
     """
     returned: list[Any] = []
 
@@ -40,13 +40,17 @@ def mixes(forward: Callable[[Tensor], Any], x: Tensor, other: Tensor) -> bool:
         return returned[-1]
 
     try:
-        record(run, x)
+        record(run, x.clone())
     except LooksAtValues:
         return True
-    except NotReplayable:  # for reasons that have nothing to do with the other rows
-        pass
+    except Exception as error:
+        if not returned:  # it has failed for being watched, if it does not fail now
+            run(x.clone())
+            return True
+        if not isinstance(error, NotReplayable):
+            raise
     try:
-        returned.append(forward(other))
+        run(other.clone())
     except Exception:
         return True
     alone, beside = map(_rows, returned)

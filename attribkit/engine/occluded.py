@@ -205,7 +205,7 @@ class Occluded:
         index = torch.arange(len(inputs), device=inputs.device)
 
         def forward(rows: Tensor) -> Any:
-            return self.observer.forward(rows, index.new_zeros(2) if rows is pair else index)
+            return self.observer.forward(rows, index if len(rows) == len(index) else index.new_zeros(len(rows)))
 
         return mixes(forward, self._occlude(inputs.clone(), ends[0]), pair)
 

@@ -122,3 +122,31 @@ def test_no_numbers_are_alike():
     nothing = torch.full((2, 1), torch.nan, dtype=torch.float64)
     assert not mixes(lambda x: x.sum((2, 3)) * nothing[:1], images(2), images(1))
     assert mixes(lambda x: x.sum((2, 3)) * nothing[:1].nan_to_num(len(x)), images(2), images(1))
+
+
+class Chooses(nn.Module):
+    """Asks torch to run one of two functions."""
+
+    def forward(self, x):
+        return torch.cond(x.mean() > 0, lambda y: y * 2, lambda y: y * 3, (x,)).sum((2, 3))
+
+
+@pytest.mark.parametrize("engine", ["auto", "full"])
+def test_functions_that_torch_chooses_among(engine):
+    x = images(1)
+    expected = window_by_window(Chooses(), x, 1)
+    found = ak.attribute(Chooses(), x, "occlusion", 1, window=WINDOW, stride=STRIDE, engine=engine).values
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_model_that_fails_for_being_watched():
+    calls = []
+
+    def network(x):
+        calls.append(len(x))
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            return x @ torch.zeros(1, 1)  # sizes that do not fit
+        return x.mean((2, 3))
+
+    assert mixes(network, images(3), images(2))  # for all that is known
+    assert calls == [3, 3]

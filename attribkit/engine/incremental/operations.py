@@ -6,35 +6,36 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.utils._pytree import TreeSpec, tree_unflatten
+
+from attribkit.engine.incremental.errors import LooksAtValues, NotReplayable
 
 #: Operations that read or write memory by its layout, which a replay need not share.
 _BY_LAYOUT = frozenset({"as_strided_scatter", "set_", "resize_", "resize_as_", "_resize_output_", "view.dtype"})
 
 
-def refusal(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], varies: bool) -> str:
-    """Return why a call cannot be recorded, "" where it can; ``varies``: whether it depends on the input."""
+def refusal(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], varies: bool) -> NotReplayable | None:
+    """Return why a call cannot be recorded, None where it can; ``varies``: whether it depends on the input."""
+    if isinstance(func, HigherOrderOperator):  # torch.cond and the like, which run functions
+        return LooksAtValues(f"{func} is given functions")
     tags = func.tags
     name = func._schema.name.rpartition("::")[2]
     if torch.Tag.nondeterministic_seeded in tags and not _undropped(func, args, kwargs):
-        return f"{func} draws random numbers"
+        return NotReplayable(f"{func} draws random numbers")
     masks = any(t.dtype in (torch.bool, torch.uint8) for t in tensors[1:])
     by_numbers = name in ("index", "index_put", "index_put_") and not masks  # tagged for the sake of masks
-    if varies and depends_on_values(func) and not by_numbers:
-        return f"{func} depends on the values it is given"
+    by_values = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+    if varies and by_values and not by_numbers:
+        return LooksAtValues(f"{func} depends on the values it is given")
     overload = func._schema.overload_name
     if name in _BY_LAYOUT or f"{name}.{overload}" in _BY_LAYOUT:
-        return f"{func} depends on how memory is laid out"
+        return NotReplayable(f"{func} depends on how memory is laid out")
     if func.namespace not in ("aten", "prims", "torchvision"):
-        return f"{func} is not torch's own"
+        return NotReplayable(f"{func} is not torch's own")
     if any(type(t) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer) or t.layout != torch.strided for t in tensors):
-        return f"{func} is given tensors of another kind"
-    return ""
-
-
-def depends_on_values(func: Any) -> bool:
-    """Tell whether what an operation returns is a number, or a tensor whose size depends on what it is given."""
-    return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
+        return NotReplayable(f"{func} is given tensors of another kind")
+    return None
 
 
 def _undropped(func: Any, args: Any, kwargs: Any) -> bool:

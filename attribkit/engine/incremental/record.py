@@ -18,13 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 from torch.utils.weak import TensorWeakRef
 
 from attribkit.engine.incremental.errors import TORCHS_OWN, LooksAtValues, NotReplayable
-from attribkit.engine.incremental.operations import (
-    depends_on_values,
-    pure_twin,
-    refusal,
-    returns_the_like,
-    written,
-)
+from attribkit.engine.incremental.operations import pure_twin, refusal, returns_the_like, written
 
 #: Ways by which values leave torch, unseen by any operation.
 _ESCAPES = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "set_"})
@@ -118,8 +112,8 @@ def record(function: Callable[[Tensor], Any], x: Tensor) -> Recording:
             if error is recorder.failed:
                 raise NotReplayable(f"an operation cannot be recorded: {error}") from error
             raise
-    if recorder.trouble:
-        raise recorder.kind(recorder.trouble)
+    if recorder.trouble is not None:
+        raise recorder.trouble
     recording = recorder.recording
     leaves, recording.spec = tree_flatten(returned)
     for leaf in leaves:
@@ -129,8 +123,8 @@ def record(function: Callable[[Tensor], Any], x: Tensor) -> Recording:
             recording.leaves.append(ref)
         else:
             recording.leaves.append(leaf)
-    if recorder.trouble:
-        raise NotReplayable(recorder.trouble)
+    if recorder.trouble is not None:
+        raise recorder.trouble
     return recording
 
 
@@ -143,19 +137,22 @@ class _Escapes(TorchFunctionMode):
         if getattr(func, "__name__", "") in _ESCAPES:
             value = self.recorder.known(args[0]) if args else None
             if value is not None and self.recorder.recording.values[value].varies:
-                self.recorder.give_up(f"the forward pass takes values out of torch ({func.__name__})", LooksAtValues)
+                why = f"the forward pass takes values out of torch ({func.__name__})"
+                self.recorder.give_up(LooksAtValues(why))
         return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    #: They come here to be refused; torch itself would raise instead of running them.
+    supports_higher_order_operators = True
+
     def __init__(self, x: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         #: by a tensor's id, which value it is now, and the tensor: another one may have come to lie where it was
         self.names: dict[int, tuple[int, Callable[[], Tensor | None]]] = {}
         self.by_storage: dict[int, list[Callable[[], Tensor | None]]] = {}
-        self.trouble = ""
-        self.kind: type[NotReplayable] = NotReplayable
+        self.trouble: NotReplayable | None = None
         self.failed: Exception | None = None
         self._register(x, varies=True)
 
@@ -167,10 +164,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         return False
 
-    def give_up(self, reason: str, kind: type[NotReplayable] = NotReplayable) -> None:
+    def give_up(self, reason: str | NotReplayable) -> None:
         """Note the first reason; the forward pass goes on, for its own errors come first."""
-        if not self.trouble:
-            self.trouble, self.kind = reason, kind
+        if self.trouble is None:
+            self.trouble = NotReplayable(reason) if isinstance(reason, str) else reason
 
     def known(self, tensor: Any) -> int | None:
         """Return which value a tensor is now; None where it is none."""
@@ -199,15 +196,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.trouble:
+        if self.trouble is not None:
             return func(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         known = [self.known(tensor) for tensor in tensors]
         varies = any(index is not None and self.recording.values[index].varies for index in known)
         reason = refusal(func, args, kwargs, tensors, varies)
-        if reason:
-            self.give_up(reason, LooksAtValues if varies and depends_on_values(func) else NotReplayable)
+        if reason is not None:
+            self.give_up(reason)
             return func(*args, **kwargs)
         noted = [self.ref(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         overwritten = written(func, args, kwargs)
