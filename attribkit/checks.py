@@ -137,11 +137,15 @@ def explain_misfits(model: nn.Module, inputs: Tensor) -> Iterator[None]:
         ) from error
 
 
+#: What torch's errors say of tensors on several devices, or of several dtypes.
+_MISFITS = {"device": ("device", "cuda"), "dtype": ("dtype", "scalar type", "Input type")}
+
+
 def _explain_kind(model: nn.Module, inputs: Tensor, error: RuntimeError) -> None:
     """Raise what says so if the inputs are of another dtype or device than all of the model's parameters."""
     parameters = [p for p in model.parameters() if p.is_floating_point()]
     message = str(error)
-    for what, words in (("device", _OF_DEVICES), ("dtype", _OF_DTYPES)):
+    for what, words in _MISFITS.items():
         theirs = sorted({str(getattr(p, what)).removeprefix("torch.") for p in parameters})
         ours = str(getattr(inputs, what)).removeprefix("torch.")
         if theirs and ours not in theirs and any(word in message for word in words):
@@ -150,10 +154,6 @@ def _explain_kind(model: nn.Module, inputs: Tensor, error: RuntimeError) -> None
                 f"inputs has the {what} {ours}, but the model's parameters have {' and '.join(theirs)}: "
                 f"give inputs.to({to})"
             ) from error
-
-
-_OF_DEVICES = ("device", "meta", "cuda", "Cuda", "CUDA")
-_OF_DTYPES = ("dtype", "type", "Double", "double", "Half", "half", "BFloat16", "bfloat16")
 
 
 def _is_channel_error(error: Exception) -> bool:

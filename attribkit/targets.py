@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from attribkit.engine.frames import Capture
 from attribkit.engine.layout import LAYOUTS
 from attribkit.engine.outputs import class_scores, observe
 from attribkit.engine.units import select, strongest, token_grid, unit_mask
-from attribkit.engine.walk import Capture
 from attribkit.errors import InputError, InputTypeError, ModelError, as_int, is_int
 
 Position = Literal["max", "all"] | int | tuple[int, int]

@@ -455,11 +455,7 @@ class Writes(nn.Module):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_that_writes_to_itself(method, how, fails):
     model, x = Writes(how).eval(), torch.randn(2, 3, 8, 8)
-    if fails:
-        model.conv.register_forward_hook(lambda *_: None)
-        target = lambda outputs: outputs.no_such_attribute  # noqa: E731
-    else:
-        target = 1
+    target = (lambda outputs: outputs.no_such_attribute) if fails else 1
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     before = {name: (tensor.shape, tensor.to_dense().detach().clone()) for name, tensor in tensors.items()}
     with pytest.raises(AttributeError) if fails else contextlib.nullcontext():

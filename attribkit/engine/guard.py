@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -43,14 +43,24 @@ def same_tensors(model: nn.Module, inputs: Tensor) -> Iterator[None]:
     with ExitStack() as stack:  # from the last to the first, each of them whatever becomes of the others
         stack.callback(restore_inputs)
         stack.callback(guard.restore)
-        for parameter in parameters:
-            stack.callback(parameter.restore)
+        stack.callback(_restore_all, parameters)
         stack.callback(_Owners(modules).restore)
         stack.callback(_Attributes(modules).restore)
-        for buffer in _buffers(modules):
-            stack.callback(buffer.restore)
+        stack.callback(_restore_all, _buffers(modules))
         with guard:
             yield
+
+
+def _restore_all(kept: Sequence[_Parameter | _Buffer]) -> None:
+    """Restore all of them, whatever becomes of any; raise the first error."""
+    first: Exception | None = None
+    for one in kept:
+        try:
+            one.restore()
+        except Exception as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 class _Parameter:
@@ -168,19 +178,23 @@ class WriteGuard(TorchFunctionMode):
 
 def _lies_as(value: Tensor, other: Tensor) -> bool:
     """Tell whether two tensors take the same memory in the same way; of sparse ones, whether they may."""
-    if value.shape != other.shape or value.layout != other.layout:
-        return False
-    return value.layout != torch.strided or (value.stride() == other.stride() and value.data_ptr() == other.data_ptr())
+    if value.layout != torch.strided or other.layout != torch.strided:
+        return value.layout == other.layout and value.shape == other.shape
+    return (value.dtype, value.device) == (other.dtype, other.device) and value.is_set_to(other)
 
 
 def _equal(value: Tensor, copy: Tensor) -> bool:
     """Compare bit by bit where values may be no numbers; NaN counts as itself."""
-    ours, theirs = _dense_parts(value.detach()), _dense_parts(copy)
-    return all(torch.equal(a, b) or _equal_with_nan(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
-def _equal_with_nan(a: Tensor, b: Tensor) -> bool:
-    return a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
+    value = value.detach()
+    if value.layout != torch.strided:
+        return all(map(_equal, _dense_parts(value), _dense_parts(copy)))
+    if torch.equal(value, copy):
+        return True
+    return (
+        value.is_floating_point()
+        and torch.equal(value.nan_to_num(), copy.nan_to_num())
+        and torch.equal(value.isnan(), copy.isnan())
+    )
 
 
 def _dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -191,4 +205,4 @@ def _dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
         return tensor.crow_indices(), tensor.col_indices(), tensor.values()
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
-    return (tensor,)
+    return (tensor.to_dense(),)

@@ -136,9 +136,8 @@ class SiteCall:
         module: nn.Module | None,
         layer: InverseLayer,
         params: Callable[[], dict[str, Any]],
-        way: Pass | None = None,
+        way: Pass,
     ) -> None:
-        self.way = way if way is not None else Pass()
         self.name = name
         self.kind = kind
         self.module = module
@@ -146,6 +145,7 @@ class SiteCall:
         self.spatial_dims = 0
         self.input_shapes: tuple[torch.Size, ...] = ()
         self._params = params
+        self._way = way
         self._inputs: tuple[Kept, ...] | None = None
         self._output: Kept | None = None
         self._sources: tuple[GradientEdge, ...] = ()
@@ -226,7 +226,7 @@ class SiteCall:
         MethodError
             The layer returned something that does not fit the site's inputs.
         """
-        if self.way.models_own:
+        if self._way.models_own:
             return self._ordinary(signals)
         total: list[Tensor | None] = [None] * (len(self._sources) + len(self._extras))
         if signals[0] is not None:
@@ -234,8 +234,7 @@ class SiteCall:
             total = [*self._carry(signals[0]), *extras]
         for output, signal in enumerate(signals[1:], 1):
             if signal is not None:
-                more = self._derivative(output, signal, self._sources + self._extras)
-                total = _summed(total, more)
+                total = _summed(total, self._derivative(output, signal, self._sources + self._extras))
         return total
 
     def _ordinary(self, signals: tuple[Tensor | None, ...]) -> list[Tensor | None]:
@@ -366,7 +365,7 @@ def attach(
     changed
         Whether the operation changed ``inputs[0]`` in place and returned it, alone.
     """
-    if not call.layer.signal_only or extras or len(results) > 1 or call.way.keeps_graphs:
+    if not call.layer.signal_only or extras or len(results) > 1 or call._way.keeps_graphs:
         call._results = edges_of(results)
     call._sources = sources[: len(inputs)]
     call._extras = sources[len(inputs) :]

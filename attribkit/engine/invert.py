@@ -108,7 +108,7 @@ def up(
     kwargs: dict[str, Any] | None = None,
     *,
     lean: bool = False,
-    **how: Any,
+    layouts: bool = False,
 ) -> tuple[Walk, Any]:
     """Make the forward pass, keeping as little as can be; return the walk and the model's output.
 
@@ -122,20 +122,12 @@ def up(
         Where the pass may end; None: at the model's output.
     kwargs
         Further arguments of the model's forward.
-    lean, **how
+    lean, layouts
         See `Walk`. A model that differentiates on its way up runs a second time, with every operation's own graph.
     """
     for again in (False, True):
-        walk = Walk(
-            model,
-            table,
-            vocabulary(),
-            layers=[layer],
-            stop=layer is not None,
-            lean=lean and not again,
-            keeps_graphs=again,
-            **how,
-        )
+        how = {"layouts": layouts, "lean": lean and not again, "keeps_graphs": again}
+        walk = Walk(model, table, vocabulary(), layers=[layer], stop=layer is not None, **how)
         try:
             # not the leaf itself: a model may begin with an in-place operation
             output = walk.run(x.clone(), **(kwargs or {}))

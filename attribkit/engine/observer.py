@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from attribkit.engine.frames import Capture
 from attribkit.engine.outputs import class_scores
 from attribkit.engine.units import select
-from attribkit.engine.walk import Capture, Walk
+from attribkit.engine.walk import Walk
 from attribkit.errors import InputError, ModelError
 from attribkit.targets import ClassTarget, Target
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from attribkit.engine.frames import Capture, Frame
 from attribkit.engine.hooks import hooked
 from attribkit.engine.intercept import Interceptor, calls_a_rectifier
 from attribkit.engine.inverse import InverseLayer
@@ -24,7 +24,7 @@ from attribkit.engine.lean import Lean
 from attribkit.engine.ops import ModuleKind, Operation, Vocabulary, has_forward_of, is_op_module
 from attribkit.engine.origin import mark_model_error
 from attribkit.engine.sites import Names, Site, unknown_layer
-from attribkit.engine.splice import FunctionCall, Splice, Splicer, first_tensor, is_transformed, module_params
+from attribkit.engine.splice import FunctionCall, Splicer, first_tensor, is_transformed, module_params
 from attribkit.engine.table import Table
 from attribkit.engine.tree import paths_of
 from attribkit.errors import InputError, MethodError
@@ -36,43 +36,6 @@ class StopForward(BaseException):
 
 class GraphWanted(BaseException):
     """The model differentiates on its way up; not an Exception, so that no model's handler swallows it."""
-
-
-@dataclass(slots=True)
-class _Frame:
-    """A module call under way."""
-
-    module: nn.Module
-    path: str
-    name: str
-    known: ModuleKind | None
-    whole: bool
-    claimable: bool
-    layer: InverseLayer | None = None
-    pending: Splice | None = None
-    site: Site | None = None
-
-
-@dataclass
-class Capture:
-    """What a walk caught at the layer asked for.
-
-    Attributes
-    ----------
-    value : Tensor
-        The layer's output the moment it returned.
-    name : str
-        The layer.
-    layout : str or None
-        Where its features are.
-    image : tuple of int, or None
-        Height and width of the model's input.
-    """
-
-    value: Tensor
-    name: str
-    layout: str | None
-    image: tuple[int, ...] | None = None
 
 
 class Walk:
@@ -142,7 +105,7 @@ class Walk:
         self.paths = paths_of(model)
         self.layouts = Layouts(model, active=layouts or bool(self.layers))
         self._names = Names(set(self.paths.values()))
-        self._stack: list[_Frame] = []
+        self._stack: list[Frame] = []
         self._thread = threading.get_ident()
         self.lean = Lean() if lean else None
         self.splicer = Splicer(self.lean, keeps_graphs=keeps_graphs)
@@ -150,7 +113,6 @@ class Walk:
         self._hidden: dict[str, str] = {}
         self._interceptor: Interceptor | None = None
         self._live = False
-        self._watches_only = False
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward pass; return the model's output, None when it ended at the layer.
@@ -229,7 +191,7 @@ class Walk:
         path = self.paths[module]
         known = self.vocabulary.module_kind(type(module))
         inside_whole = bool(self._stack) and self._stack[-1].whole
-        frame = _Frame(
+        frame = Frame(
             module=module,
             path=path,
             name="" if inside_whole else self._names.for_module(path),
@@ -260,7 +222,7 @@ class Walk:
         frame.pending = pending
         return tree_unflatten(leaves, spec) if pending is not None else None
 
-    def _layer_for_module(self, frame: _Frame) -> InverseLayer | None:
+    def _layer_for_module(self, frame: Frame) -> InverseLayer | None:
         """Return the layer attached to a module as a whole: by name, by its class, or by its kind if it has one."""
         known = frame.known
         if known is not None and frame.whole:
@@ -305,7 +267,7 @@ class Walk:
                     self._catch(value, frame.name)
         return replaced
 
-    def _record_module(self, frame: _Frame, value: Tensor | None, *, attached: bool) -> None:
+    def _record_module(self, frame: Frame, value: Tensor | None, *, attached: bool) -> None:
         """Record a module that is one site as a whole; sites inside it are not sites of their own."""
         known = frame.known
         if not frame.whole or (known is None and frame.layer is None):
@@ -394,7 +356,7 @@ class Walk:
         GraphWanted
             It may need a graph that has not been kept.
         """
-        if self._watches_only:  # without gradients; what is asked for is caught
+        if self._has_all():  # what comes now runs without gradients
             raise StopForward
         way = self.splicer.way
         if (self.lean is not None and self.lean.used) or (self.splicer.attached and not way.keeps_graphs):
@@ -406,17 +368,21 @@ class Walk:
         finally:
             way.models_own = before
 
+    def _has_all(self) -> bool:
+        """Tell whether the forward pass may end: what is asked for is caught."""
+        return self.stop and len(self.captured) == len(self.layers)
+
     def _catch(self, value: Tensor | None, name: str) -> None:
         if name in self.captured or value is None:
             return
         # a copy, so that an in-place operation that follows changes nothing
         self.captured[name] = Capture(value.clone(), name, self.layouts.of(value, name), self._image)
-        if not self.stop or len(self.captured) < len(self.layers):
+        if not self._has_all():
             return
         if self.rewritten or not self.table.any_rewrites():
             raise StopForward
         # what comes now is watched only, for what the table says of it
-        self._live, self._watches_only = False, True
+        self._live = False
         torch.set_grad_enabled(False)
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from attribkit.checks import explain_misfits
+from attribkit.engine.frames import Capture
 from attribkit.engine.invert import vocabulary
 from attribkit.engine.state import pristine
 from attribkit.engine.units import token_grid
-from attribkit.engine.walk import Capture, Walk
+from attribkit.engine.walk import Walk
 from attribkit.errors import AttribkitError, InputError, as_int
 from attribkit.features._topk import Top, strongest_of
 from attribkit.features.mined import MinedLayer, Progress

@@ -212,10 +212,10 @@ def contrast_norm(x: Tensor, band: Tensor, k: float, beta: float) -> Tensor:
     squares = rows.square()
     total = torch.addmm(rows.new_full((), k), squares, band)
     if not total.sum().isfinite():  # infinity times zero is no number, but the channels far from it are
-        wild = ~squares.isfinite()
+        wild, near = ~squares.isfinite(), band.ne(0).to(band.dtype)
         total = torch.addmm(rows.new_full((), k), squares.masked_fill(wild, 0), band)
-        total += torch.where(wild.to(band.dtype) @ band.ne(0).to(band.dtype) > 0, math.inf, 0.0)
-        total[squares.isnan().to(band.dtype) @ band.ne(0).to(band.dtype) > 0] = math.nan
+        for what, value in ((wild, math.inf), (squares.isnan(), math.nan)):
+            total.masked_fill_(what.to(band.dtype) @ near > 0, value)
     if beta == 0.75:  # two roots are several times as fast as a power
         total = total.mul_(total.sqrt()).sqrt_()
     else:

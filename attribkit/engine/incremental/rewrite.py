@@ -95,8 +95,8 @@ def _recognise(graph: Graph, node: Node) -> None:
     if output is None or not graph.values[source].rows or len(node.inputs) != 1:
         return
     flat = len(graph.values[source].shape) == 4
-    others = [i for i in node.outputs[1:] if i is not None and i in graph.values]
-    if others and any(i in graph.results() or i in other.inputs for i in others for other in graph.nodes):
+    others = {i for i in node.outputs[1:] if i is not None and i in graph.values}
+    if others and (others & set(graph.results()) or any(others & set(other.inputs) for other in graph.nodes)):
         return
     name = node.name
     if name == "convolution" and flat:
