@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,6 +100,25 @@ def test_units_below_what_is_differentiated(way):
             one = ak.attribute(model, X, method, ak.Unit("conv", channel))
             torch.testing.assert_close(found.values[:, number], one.values, rtol=1e-12, atol=1e-14)
             assert one.values.any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_unit_in_the_midst_of_what_is_differentiated(method):
+    """The model goes on after the unit, without gradients that it counts on."""
+
+    class Within(Differentiates):
+        def forward(self, x):
+            with torch.enable_grad():
+                features = self.conv(x)
+                inputs = features if features.requires_grad else features.requires_grad_()
+                (weights,) = torch.autograd.grad(self.inner(inputs), inputs)
+            return self.head((features * weights).mean((2, 3)))
+
+    model, unit = Within("").double().eval(), ak.Unit("conv", 2, (4, 4))
+    plain = nn.Sequential(OrderedDict(conv=model.conv, relu=nn.ReLU())).eval()
+    expected = ak.attribute(plain, X, method, unit).values
+    assert expected.any()
+    torch.testing.assert_close(ak.attribute(model, X, method, unit).values, expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("way", WAYS)
