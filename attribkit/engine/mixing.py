@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from attribkit.engine.incremental.errors import LooksAtValues, NotReplayable
+from attribkit.engine.incremental.errors import TORCHS_OWN, LooksAtValues, NotReplayable
 from attribkit.engine.incremental.record import record
 
 #: How far the first row may be from itself in another batch, as a share of the largest value returned.
@@ -25,7 +25,8 @@ def mixes(forward: Callable[[Tensor], Any], x: Tensor, other: Tensor) -> bool:
         Runs the model on a batch and returns what it returns.
     x, other
         Two batches [N, C, H, W] and [M, C, H, W] whose first rows are the same and whose others are not. What the
-        model raises for the first comes out; where it raises for the other, it does not take every batch.
+        model raises for the first comes out; where it raises for the other whenever it gets it, it does not take
+        every batch.
 
     Returns
     -------
@@ -44,17 +45,29 @@ def mixes(forward: Callable[[Tensor], Any], x: Tensor, other: Tensor) -> bool:
     except LooksAtValues:
         return True
     except Exception as error:
+        torchs = type(error) in TORCHS_OWN and not hasattr(error, "attribkit_origin") and not returned
+        if not torchs and not isinstance(error, NotReplayable):
+            raise
         if not returned:  # it has failed for being watched, if it does not fail now
             run(x.clone())
             return True
-        if not isinstance(error, NotReplayable):
-            raise
-    try:
-        run(other.clone())
-    except Exception:
+    if _refused(run, other):
         return True
     alone, beside = map(_rows, returned)
     return len(alone) != len(beside) or not all(map(_same_first_row, alone, beside))
+
+
+def _refused(run: Callable[[Tensor], Any], rows: Tensor) -> bool:
+    """Run a batch; tell whether the model raises whenever it gets it, and raise what it raises only once."""
+    try:
+        run(rows.clone())
+    except Exception:
+        try:
+            run(rows.clone())
+        except Exception:
+            return True
+        raise
+    return False
 
 
 def _rows(returned: Any) -> list[Tensor]:

@@ -150,3 +150,31 @@ def test_a_model_that_fails_for_being_watched():
 
     assert mixes(network, images(3), images(2))  # for all that is known
     assert calls == [3, 3]
+
+
+class Refused(Exception):
+    """A model's own error."""
+
+
+def test_a_model_that_refuses_a_batch_whenever_it_gets_it():
+    def network(x):
+        if len(x) == 2:
+            raise Refused("two are a crowd")
+        return x.mean((2, 3))
+
+    assert mixes(network, images(3), images(2))
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_an_error_that_comes_once_comes_out(at):
+    """At the first pass, which is watched, and at the one on the other batch."""
+    calls = []
+
+    def network(x):
+        calls.append(len(x))
+        if len(calls) == at + 1:
+            raise Refused(f"once, at {len(x)} images")
+        return x.mean((2, 3))
+
+    with pytest.raises(Refused, match=f"once, at {3 - at} images"):
+        mixes(network, images(3), images(2))

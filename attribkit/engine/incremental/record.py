@@ -112,8 +112,7 @@ def record(function: Callable[[Tensor], Any], x: Tensor) -> Recording:
             if error is recorder.failed:
                 raise NotReplayable(f"an operation cannot be recorded: {error}") from error
             raise
-    if recorder.trouble is not None:
-        raise recorder.trouble
+    recorder.say_trouble()
     recording = recorder.recording
     leaves, recording.spec = tree_flatten(returned)
     for leaf in leaves:
@@ -123,8 +122,7 @@ def record(function: Callable[[Tensor], Any], x: Tensor) -> Recording:
             recording.leaves.append(ref)
         else:
             recording.leaves.append(leaf)
-    if recorder.trouble is not None:
-        raise recorder.trouble
+    recorder.say_trouble()
     return recording
 
 
@@ -168,6 +166,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Note the first reason; the forward pass goes on, for its own errors come first."""
         if self.trouble is None:
             self.trouble = NotReplayable(reason) if isinstance(reason, str) else reason
+
+    def say_trouble(self) -> None:
+        """Raise what was noted, as a copy: raised itself it would hold the frames that hold it, tensors and all."""
+        if self.trouble is not None:
+            raise type(self.trouble)(*self.trouble.args)
 
     def known(self, tensor: Any) -> int | None:
         """Return which value a tensor is now; None where it is none."""
