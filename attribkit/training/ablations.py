@@ -98,7 +98,7 @@ def ablation(
     """
     recipe, machine = recipe or Recipe(), machine or Machine()
     chosen = find_variants(None if variants is None else tuple(variants))
-    division = divide(data, val, recipe)
+    division = divide(data, val, recipe, test=test)
     channels = int(recipe.model_options.get("in_chans", division.channels))
     rows: list[AblationRow] = []
     folder = Path(out)

@@ -34,8 +34,8 @@ class Division:
         The class names.
     channels
         1 where the training images are grey bytes, else 3.
-    test
-        The part "test", where there is one.
+    test, test_classes
+        The part "test" and its images' classes, where there is one and it was asked for.
     """
 
     train: ImageSource
@@ -47,6 +47,7 @@ class Division:
     labels: tuple[str, ...]
     channels: int
     test: ImageSource | None
+    test_classes: Classes | None
 
     def identity(self) -> dict[str, Any]:
         """Return what tells one set of images from another."""
@@ -63,13 +64,13 @@ class Division:
         }
 
 
-def divide(data: str | ImageSource, val: str | ImageSource | None, recipe: Recipe) -> Division:
+def divide(data: str | ImageSource, val: str | ImageSource | None, recipe: Recipe, *, test: bool = True) -> Division:
     """Open the data of a run and hold validation images out; see `attribkit.training.train`.
 
     Raises
     ------
     InputError
-        If images have no class, a class has too few images to hold one out, or the classes of the two parts differ.
+        If images have no class, a class has too few images to hold one out, or the classes of two parts differ.
     """
     parts = splits(data) if isinstance(data, str) else ()
     train = data if isinstance(data, ImageSource) else open_images(data, "train" if parts else None)
@@ -87,9 +88,7 @@ def divide(data: str | ImageSource, val: str | ImageSource | None, recipe: Recip
     elif val is None and "val" in parts and isinstance(data, str):
         held = _optional(data, "val")
     if held is not None:
-        if held.labels != train.labels:
-            raise InputError(f"{held.name}: its classes {held.labels} are not those of {train.name}: {train.labels}")
-        rows, val_rows, val_classes = np.arange(len(train)), np.arange(len(held)), held.classes()
+        rows, val_rows, val_classes = np.arange(len(train)), np.arange(len(held)), _classes_as(train.name, labels, held)
     else:
         if not recipe.val_fraction > 0:
             raise InputError("val_fraction=0 leaves no image to validate with; give validation images (--val)")
@@ -102,8 +101,34 @@ def divide(data: str | ImageSource, val: str | ImageSource | None, recipe: Recip
         rows, val_rows = _hold_out(classes, recipe.val_fraction, recipe.seed)
         held, val_classes = train, classes[val_rows]
     channels = 1 if train.pixels is not None and train.pixels.ndim == 3 else 3
-    test = _optional(data, "test") if isinstance(data, str) and "test" in parts else None
-    return Division(train, held, rows, val_rows, classes[rows], val_classes, labels, channels, test)
+    last = _optional(data, "test") if test and isinstance(data, str) and "test" in parts else None
+    # found out now: at the end of the training it would be too late
+    last_classes = None if last is None else _classes_as(train.name, labels, last, " (--no-test leaves it out)")
+    return Division(train, held, rows, val_rows, classes[rows], val_classes, labels, channels, last, last_classes)
+
+
+def _classes_as(name: str, labels: tuple[str, ...], part: ImageSource, hint: str = "") -> Classes:
+    """Return the classes of another part's images, if they are those of the training images.
+
+    Classes are counted in the order of their names, so that one name more or less would make others of them all.
+    """
+    try:
+        classes = part.classes()
+    except InputError as error:
+        raise InputError(f"{error}{hint}") from error
+    own = part.labels or ()
+    # without names of their own they are numbers, which mean the same with fewer of them
+    if own != labels and not (own == labels[: len(own)] == tuple(map(str, range(len(own))))):
+        raise InputError(
+            f"{part.name}: its classes {_listed(own)} are not those of {name}: {_listed(labels)}; each part needs the"
+            f" same classes{hint}"
+        )
+    return classes
+
+
+def _listed(labels: tuple[str, ...], most: int = 10) -> str:
+    shown = ", ".join(map(repr, labels[:most]))
+    return shown + (f", … ({len(labels)} in all)" if len(labels) > most else "")
 
 
 def _hold_out(classes: Classes, fraction: float, seed: int) -> tuple[Classes, Classes]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from attribkit._kept import KeptError, read_header
 from attribkit._version import __version__
 from attribkit.attribution import write_atomically
+from attribkit.errors import AttribkitError
 from attribkit.training.division import Division
 from attribkit.training.evaluation import errors_from
 from attribkit.training.networks import Normaliser
@@ -25,7 +26,7 @@ from attribkit.training.pixels import Pixels
 from attribkit.training.recipe import Recipe
 from attribkit.training.storage import Position, save_tensors, write_curves
 
-__all__ = ["WEIGHTS", "Result", "finish", "finished", "save_snapshot"]
+__all__ = ["WEIGHTS", "Result", "finish", "finished", "save_snapshot", "tested"]
 
 WEIGHTS = "weights.safetensors"
 
@@ -83,11 +84,9 @@ def finish(
     division: Division,
     position: Position,
     *,
-    test: bool,
-    evaluate: Callable[[Pixels, Tensor, int], Tensor],
     command: str,
 ) -> Result:
-    """Evaluate on the test part and write ``weights.safetensors``, ``run.json`` and ``curves.png``."""
+    """Write ``weights.safetensors``, ``run.json`` and ``curves.png``, without test errors: see `tested`."""
     mean, std = normaliser.colours()
     about: dict[str, Any] = {
         "command": command,
@@ -113,26 +112,54 @@ def finish(
             "python": platform.python_version(),
         },
     }
-    if test and division.test is not None:
-        pixels = Pixels(division.test, np.arange(len(division.test)), recipe.resize, len(mean), budget=0)
-        classes = torch.from_numpy(division.test.classes())
-        one, ten = (errors_from(evaluate(pixels, classes, crops)) for crops in (1, 10))
-        about["test"] = {
-            "data": division.test.name,
-            "images": one.images,
-            "top1": one.top1,
-            "top5": one.top5,
-            "top1_ten_crops": ten.top1,
-            "top5_ten_crops": ten.top5,
-        }
     if normaliser.image is not None:
         save_tensors(folder / "mean.safetensors", {"mean": normaliser.image}, {"unit": "0…255"})
     if position.rows:
         write_curves(folder / "curves.png", position.rows, f"{recipe.model} on {division.train.name}")
-    write_atomically(folder / "run.json", (json.dumps(about, indent=2) + "\n").encode())
-    weights = folder / WEIGHTS
-    save_tensors(weights, network.state_dict(), about)
-    return Result(folder, weights, position.rows, about)
+    return _written(Result(folder, folder / WEIGHTS, position.rows, about), network)
+
+
+def tested(
+    result: Result,
+    recipe: Recipe,
+    network: nn.Module,
+    division: Division,
+    evaluate: Callable[[Pixels, Tensor, int], Tensor],
+) -> Result:
+    """Evaluate a finished run on the test part, where there is one, and write what is known of it once more.
+
+    Raises
+    ------
+    AttribkitError
+        If a test image cannot be used; the run is kept, without test errors.
+    """
+    if division.test is None or division.test_classes is None:
+        return result
+    channels = int(result.about["data_config"]["input_size"][0])
+    pixels = Pixels(division.test, np.arange(len(division.test)), recipe.resize, channels, budget=0)
+    classes = torch.from_numpy(division.test_classes)
+    try:
+        one, ten = (errors_from(evaluate(pixels, classes, crops)) for crops in (1, 10))
+    except AttribkitError as error:
+        raise type(error)(
+            f"{error}; the run is finished and kept in {result.folder}, without test errors: mend {division.test.name}"
+            " and give the same command again, or give it with --no-test"
+        ) from error
+    found = {
+        "data": division.test.name,
+        "images": one.images,
+        "top1": one.top1,
+        "top5": one.top5,
+        "top1_ten_crops": ten.top1,
+        "top5_ten_crops": ten.top5,
+    }
+    return _written(Result(result.folder, result.weights, result.rows, {**result.about, "test": found}), network)
+
+
+def _written(result: Result, network: nn.Module) -> Result:
+    write_atomically(result.folder / "run.json", (json.dumps(result.about, indent=2) + "\n").encode())
+    save_tensors(result.weights, network.state_dict(), result.about)
+    return result
 
 
 def finished(folder: Path, position: Position, recipe: Recipe) -> Result | None:

@@ -12,7 +12,7 @@ from torch import nn
 from attribkit.datasets import ImageSource
 from attribkit.errors import InputError
 from attribkit.training.division import divide
-from attribkit.training.finish import Result, finish, finished
+from attribkit.training.finish import Result, finish, finished, tested
 from attribkit.training.interrupts import noticed
 from attribkit.training.loop import Run
 from attribkit.training.machine import Machine
@@ -58,7 +58,8 @@ def train(
     snapshots
         Epochs after which the weights are kept in half precision; 0: before training.
     test
-        Whether the part "test" of ``data`` is evaluated at the end, where there is one.
+        Whether the part "test" of ``data`` is evaluated at the end, where there is one: with the classes of the
+        training images. A finished run that was not evaluated yet is then evaluated by the same call.
     resume
         Insist that ``out`` holds a run to go on with.
     say
@@ -87,23 +88,26 @@ def train(
     if wrong is not None:
         raise InputError(f"snapshots: epoch {wrong} is not among 0…{recipe.epochs}")
     folder = Path(out)
-    division = divide(data, val, recipe)
+    division = divide(data, val, recipe, test=test)
     with team(machine.device) as (members, device), torch.random.fork_rng():
         run = Run(
             folder, recipe, machine, division, members, device, network, tuple(snapshots), say or (lambda line: None)
         )
         run.begin(resume)
-        kept = finished(folder, run.position, recipe) if run.resumed else None
-        if kept is not None:
-            return kept
-        with noticed() as signals:
-            run.go(signals)
-        result = None
+        result = finished(folder, run.position, recipe) if run.resumed else None
+        members.wait()  # none reads that file any more when the first writes it anew
+        if result is not None and (result.test is not None or division.test is None):
+            return result
+        if result is None:
+            with noticed() as signals:
+                run.go(signals)
         if members.leads:
-            result = finish(
-                folder, recipe, run.identity, run.network, run.normaliser, division, run.position,
-                test=test, evaluate=run.errors, command=command,
-            )  # fmt: skip
+            if result is None:
+                result = finish(
+                    folder, recipe, run.identity, run.network, run.normaliser, division, run.position, command=command
+                )
+            # the weights are on disk by now: whatever is wrong with a test image, it does not cost the run
+            result = tested(result, recipe, run.network, division, run.errors)
             run.say(result.summary)
         members.wait()
         return result or Result(folder, folder / "weights.safetensors", run.position.rows, {})

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import together
 import torch
-from nets import Listed, idx_folder, recipe, tiny
+from nets import Listed, idx_folder, recipe, stripes, tiny, write_idx
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -335,6 +335,74 @@ def test_a_damaged_image_is_named(tmp_path):
 def test_validation_images_of_other_classes_are_refused(data, tmp_path):
     with pytest.raises(InputError, match=r"its classes .* are not those of"):
         train(data, tmp_path / "run", recipe(), network=tiny(), val=pictures([2, 2]))
+
+
+def shaded(folder, **parts):
+    """Write a folder of parts, each with images of one shade a class."""
+    for part, names in parts.items():
+        for name in names:
+            (folder / part / name).mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (12, 12), (20 * len(name),) * 3).save(folder / part / name / f"{number}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize("names", [("bag",), ("bag", "shoe", "zebra"), ("bag", "zebra")])
+def test_test_images_of_other_classes_are_refused_before_training(names, tmp_path):
+    data = shaded(tmp_path / "data", train=("bag", "shoe"), test=names)
+    network = tiny(channels=3, classes=2)
+    with pytest.raises(InputError) as caught:
+        train(data, tmp_path / "run", recipe(), network=network)
+    own = ", ".join(map(repr, names))
+    assert str(caught.value) == (
+        f"{data} (test): its classes {own} are not those of {data} (train): 'bag', 'shoe'; each part needs the same"
+        " classes (--no-test leaves it out)"
+    )
+    assert not (tmp_path / "run").exists()
+    assert train(data, tmp_path / "run", recipe(epochs=1), network=network, test=False).test is None
+
+
+def test_test_images_without_classes_are_refused_before_training(tmp_path):
+    data = shaded(tmp_path / "data", train=("bag", "shoe"))
+    (tmp_path / "data" / "test").mkdir()
+    Image.new("RGB", (12, 12)).save(tmp_path / "data" / "test" / "a.png")
+    with pytest.raises(InputError, match=r"\(test\): its images have no classes .* \(--no-test leaves it out\)"):
+        train(data, tmp_path / "run", recipe(), network=tiny(channels=3, classes=2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_part_may_lack_the_last_of_numbered_classes(tmp_path):
+    data = idx_folder(tmp_path / "data")
+    images, labels = stripes(24, seed=2)
+    write_idx(tmp_path / "data" / "t10k-images-idx3-ubyte", images[labels < 2])
+    write_idx(tmp_path / "data" / "t10k-labels-idx1-ubyte.gz", labels[labels < 2])
+    assert train(data, tmp_path / "run", recipe(epochs=1), network=tiny()).test["images"] == 16
+
+
+def test_a_bad_test_image_does_not_cost_the_run(tmp_path):
+    data = shaded(tmp_path / "data", train=("bag", "shoe"), test=("bag", "shoe"))
+    bad = tmp_path / "data" / "test" / "shoe" / "1.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"\x89PNG\r\n")
+    message = r"shoe.1\.png.*; the run is finished and kept in .*run, without test errors: mend .* same command again"
+    with pytest.raises(ImageError, match=message):
+        train(data, tmp_path / "run", recipe(), network=tiny(channels=3, classes=2))
+    kept = load_file(tmp_path / "run" / "weights.safetensors")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["test"] is None
+    with pytest.raises(ImageError, match="finished and kept"):  # nor does the second time
+        train(data, tmp_path / "run", recipe(), network=tiny(seed=9, channels=3, classes=2))
+    bad.write_bytes(whole)
+    lines = []
+    done = train(data, tmp_path / "run", recipe(), network=tiny(seed=9, channels=3, classes=2), say=lines.append)
+    assert "test error" in lines[-1]
+    assert not any(line.startswith("epoch") for line in lines)  # nothing was trained again
+    again = load_file(done.weights)
+    assert all(torch.equal(again[name], kept[name]) for name in kept)
+    fresh = train(data, tmp_path / "fresh", recipe(), network=tiny(channels=3, classes=2))
+    assert done.test == fresh.test
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["test"] == fresh.test
+    with safe_open(done.weights, "pt") as file:
+        assert json.loads(file.metadata()["attribkit"])["test"] == fresh.test
 
 
 def test_held_out_images_are_not_trained_with(tmp_path):
