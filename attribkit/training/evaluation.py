@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from attribkit.errors import InputError, ModelError
 from attribkit.images import to_rgb
 from attribkit.models.building import LoadedModel
 from attribkit.progress import track
-from attribkit.training.networks import Normaliser
+from attribkit.training.networks import AsEvaluated, Normaliser
 from attribkit.training.pixels import Pixels, ahead, centre_crop, ten_crops
 
 __all__ = ["Errors", "accuracy", "crops_of", "error_counts"]
@@ -166,22 +166,23 @@ def accuracy(
     Raises
     ------
     InputError
-        If the images have no classes, or more classes than the model; if ten crops cannot be taken from the
-        preprocessing.
+        If the images have no classes, or more classes than the model; if ``crops`` is neither.
+    ModelError
+        If ten crops cannot be taken from the preprocessing.
     """
-    classes = torch.from_numpy(source.classes())[:limit]
-    model = loaded.model.to(device).eval()
-    steps = [loaded.preprocess] if crops == 1 else _ten_crop_steps(loaded)
-    total = torch.zeros(4, dtype=torch.float64)
-    starts = range(0, len(classes), batch_size)
     if crops not in (1, 10):
         raise InputError(f"crops={crops} must be 1 or 10")
+    classes = torch.from_numpy(source.classes())[:limit]
+    model = loaded.model.to(device).eval()
+    steps = None if crops == 1 else _ten_crop_steps(loaded)
+    total = torch.zeros(4, dtype=torch.float64)
+    starts = range(0, len(classes), batch_size)
     with torch.no_grad():
         for start in track(starts, f"{source.name}"):
             wanted = classes[start : start + batch_size]
             images = [source.load(start + i) for i in range(len(wanted))]
             found: Any = 0.0
-            for inputs in _inputs(images, steps):
+            for inputs in _inputs(loaded, images, steps):
                 found = found + class_scores(model(inputs.to(device))).float().softmax(dim=1)
             if int(wanted.max()) >= found.shape[1]:
                 raise InputError(
@@ -191,15 +192,23 @@ def accuracy(
     return errors_from(total)
 
 
-def _inputs(images: list[Any], steps: list[Any]) -> Iterator[Tensor]:
+class _TenCropSteps(NamedTuple):
+    """What ten crops are made by: from a Pillow image to [C, H, W], the crops' side, and from a crop to the input."""
+
+    whole: Callable[[Any], Tensor]
+    size: int
+    finish: Callable[[Tensor], Tensor]
+
+
+def _inputs(loaded: LoadedModel, images: list[Any], steps: _TenCropSteps | None) -> Iterator[Tensor]:
     """Yield a batch for each crop."""
-    if len(steps) == 1:
-        yield torch.stack([steps[0](image) for image in images])
+    if steps is None:
+        yield torch.stack([loaded.preprocess(image) for image in images])
         return
-    before, size, after, mode = steps
-    cut = [ten_crops(_bytes(before(to_rgb(image).convert(mode))), size) for image in images]
+    mode = "RGB" if loaded.input_size[0] == 3 else "L"
+    cut = [ten_crops(steps.whole(to_rgb(image).convert(mode)), steps.size) for image in images]
     for place in range(10):
-        yield torch.stack([after(crops[place]) for crops in cut])
+        yield torch.stack([steps.finish(crops[place]) for crops in cut])
 
 
 def _bytes(image: Any) -> Tensor:
@@ -207,11 +216,13 @@ def _bytes(image: Any) -> Tensor:
     return values[None] if values.ndim == 2 else values.permute(2, 0, 1)
 
 
-def _ten_crop_steps(loaded: LoadedModel) -> list[Any]:
-    """Return [resize, crop size, bytes to input, PIL mode] of a preprocessing by timm."""
+def _ten_crop_steps(loaded: LoadedModel) -> _TenCropSteps:
+    """Return how a run's preprocessing makes ten crops, or one by timm."""
     from torchvision import transforms
 
     transform = getattr(loaded.preprocess, "transform", None)
+    if isinstance(transform, AsEvaluated):
+        return _TenCropSteps(transform.whole, transform.size, transform.finish)
     steps = list(getattr(transform, "transforms", ()))
     place = next((i for i, step in enumerate(steps) if isinstance(step, transforms.CenterCrop)), None)
     normalise = next((step for step in steps if isinstance(step, transforms.Normalize)), None)
@@ -227,4 +238,4 @@ def _ten_crop_steps(loaded: LoadedModel) -> list[Any]:
         values: Tensor = normalise(crop.float() / 255)
         return values
 
-    return [before, side, after, "RGB" if loaded.input_size[0] == 3 else "L"]
+    return _TenCropSteps(lambda image: _bytes(before(image)), side, after)

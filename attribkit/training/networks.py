@@ -10,17 +10,18 @@ from typing import Any
 
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from attribkit.errors import InputError, ModelError, UnknownNameError, did_you_mean
 from attribkit.models._zfnet import ZFNet, zfnet
 from attribkit.models.building import guarded
 from attribkit.models.checkpoint import load_weights, read_checkpoint, without_prefixes
-from attribkit.training.pixels import Pixels, order
+from attribkit.training.pixels import Pixels, centre_crop, order, square
 from attribkit.training.recipe import Recipe
 from attribkit.training.steps import initialise
 
-__all__ = ["Normaliser", "build_network", "input_std", "measure_mean"]
+__all__ = ["AsEvaluated", "Normaliser", "build_network", "input_std", "measure_mean"]
 
 #: The training set's mean is taken over at most this many of its images.
 MEAN_IMAGES = 10_000
@@ -109,6 +110,36 @@ class Normaliser:
     def colours(self) -> tuple[list[float], list[float]]:
         """Return mean and std a channel, in 0…1, as a data config states them."""
         return (self.mean.mean(dim=(1, 2)) / 255).tolist(), (self.std.flatten() / 255).tolist()
+
+
+class AsEvaluated:
+    """Turns an image into a network's input by the very steps that `attribkit.training.train` evaluates by.
+
+    timm's own transform, by the run's data config, comes close only: it finds the size to resize to by a division that
+    may end one pixel below, and cuts the ten crops from the whole image in place of the square.
+
+    Parameters
+    ----------
+    normaliser
+        The run's.
+    resize, size
+        The recipe's.
+    """
+
+    def __init__(self, normaliser: Normaliser, resize: int, size: int) -> None:
+        self.normaliser, self.resize, self.size = normaliser, resize, size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the input [C, size, size] for an image of the network's channels: its centre."""
+        return self.finish(centre_crop(self.whole(image), self.size))
+
+    def whole(self, image: Image.Image) -> Tensor:
+        """Return what crops are cut from, [C, resize, resize]."""
+        return self.normaliser.centred(square(image, self.resize)[None])[0]
+
+    def finish(self, crop: Tensor) -> Tensor:
+        """Return a crop of that as input."""
+        return self.normaliser(crop)
 
 
 def measure_mean(pixels: Pixels, recipe: Recipe, network: nn.Module) -> Normaliser:

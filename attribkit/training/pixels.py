@@ -20,7 +20,7 @@ from torch import Tensor
 from attribkit.datasets import ImageSource
 from attribkit.errors import InputError
 
-__all__ = ["Augmentation", "Pixels", "ahead", "centre_crop", "order", "ten_crops"]
+__all__ = ["Augmentation", "Pixels", "ahead", "centre_crop", "order", "square", "ten_crops"]
 
 Rows = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class Pixels:
         if self._kept is not None and self._have[number]:
             return self._kept[number]
         image = self.source.load(int(self.rows[number]))
-        values = _square(image.convert("L" if self.channels == 1 else "RGB"), self.resize)
+        values = square(image.convert("L" if self.channels == 1 else "RGB"), self.resize)
         if self._kept is not None:
             self._kept[number] = values
             self._have[number] = True
@@ -187,7 +187,8 @@ def _resized_size(height: int, width: int, side: int) -> tuple[int, int]:
     return (side, other) if height <= width else (other, side)
 
 
-def _square(image: Image.Image, side: int) -> Tensor:
+def square(image: Image.Image, side: int) -> Tensor:
+    """Return an image, smallest side resized to ``side``, cut to its centre square: uint8 [C, side, side]."""
     height, width = _resized_size(image.height, image.width, side)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)

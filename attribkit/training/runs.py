@@ -5,21 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attribkit._kept import DAMAGE, KeptError, one_line, read_header
 from attribkit.errors import AttribkitError, CheckpointError
 from attribkit.models.building import LoadedModel, described
 from attribkit.models.checkpoint import load_weights, read_checkpoint
+from attribkit.models.preprocess import Denormalize
 from attribkit.training.finish import WEIGHTS
-from attribkit.training.networks import build_network
-from attribkit.training.pixels import _square, centre_crop
+from attribkit.training.networks import AsEvaluated, Normaliser, build_network
+from attribkit.training.pixels import centre_crop
 from attribkit.training.recipe import Recipe
 
 __all__ = ["load_run"]
@@ -83,9 +83,10 @@ def load_run(path: str | os.PathLike[str], weights: str | os.PathLike[str] | Non
         raise
     except (RuntimeError, *DAMAGE) as error:
         raise CheckpointError(f"{file}: its preprocessing is none: {one_line(error)}") from error
-    mean = file.parent / "mean.safetensors"
-    if recipe.mean == "pixel":
-        _subtract_image(loaded, read_checkpoint(mean)["mean"], recipe)
+    if loaded.input_size[1:] != (recipe.size, recipe.size):
+        raise CheckpointError(f"{file}: its input is {loaded.input_size}, its recipe's size={recipe.size}")
+    image = _mean_image(file.parent / "mean.safetensors", recipe, loaded) if recipe.mean == "pixel" else None
+    _prepare(loaded, recipe, image)
     return loaded
 
 
@@ -115,14 +116,62 @@ class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _subtract_image(loaded: LoadedModel, mean: torch.Tensor, recipe: Recipe) -> None:
-    """Make the preprocessing subtract a mean image [C, R, R] before its centre crop."""
+def _mean_image(file: Path, recipe: Recipe, loaded: LoadedModel) -> torch.Tensor:
+    """Read the mean image that a run subtracts, [C, R, R] in 0…255."""
+    image = read_checkpoint(file).get("mean")
+    shape = (loaded.input_size[0], recipe.resize, recipe.resize)
+    if image is None or tuple(image.shape) != shape or not bool(image.float().isfinite().all()):
+        raise CheckpointError(f"{file}: holds no mean image of {'×'.join(map(str, shape))} numbers")
+    return image.float()
+
+
+def _prepare(loaded: LoadedModel, recipe: Recipe, image: torch.Tensor | None) -> None:
+    """Make the preprocessing what the run was evaluated by, and its inverse the inverse of that."""
     inner: Any = loaded.preprocess
-    std = torch.tensor(loaded.denormalize.std).view(-1, 1, 1) * 255  # type: ignore[attr-defined]
-
-    def transform(image: Image.Image) -> torch.Tensor:
-        return centre_crop(_square(image, recipe.resize).float() - mean, recipe.size) / std
-
-    inner.transform = transform
-    inner.description += ", less the training set's mean image"
+    back: Any = loaded.denormalize
+    mean, std = (torch.tensor(numbers).view(-1, 1, 1) * 255 for numbers in (back.mean, back.std))
+    inner.transform = AsEvaluated(Normaliser(mean if image is None else image, std), recipe.resize, recipe.size)
+    if image is not None:
+        loaded.denormalize = _AddImage(back.mean, back.std, image / 255, recipe.size)
+        inner.description += ", less the training set's mean image"
     loaded.preprocessing = inner.description
+
+
+class _AddImage(Denormalize):
+    """Inverts a normalisation that subtracts a mean image.
+
+    Parameters
+    ----------
+    mean, std
+        The mean image's mean colour, and what was divided by.
+    image
+        The mean image [C, R, R] in 0…1.
+    size
+        The side of the crop that the preprocessing takes from the centre.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], image: torch.Tensor, size: int) -> None:
+        super().__init__(mean, std)
+        self.image, self.size = image, size
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return ``inputs * std + mean`` [..., C, H, W], cut to [0, 1].
+
+        What is added is the mean image where the inputs are whole, and its centre where they are what the
+        preprocessing returns. Where another size came from is not known: to that the mean colour is added.
+
+        Raises
+        ------
+        InputError
+            If ``inputs`` has another number of channels.
+        """
+        sides, whole = tuple(inputs.shape[-2:]), self.image.shape[-1]
+        if inputs.dim() < 3 or inputs.shape[-3] != len(self.mean) or sides not in ((self.size,) * 2, (whole,) * 2):
+            return super().__call__(inputs)
+        values = inputs.detach() if inputs.is_floating_point() else inputs.float()
+        std = values.new_tensor(self.std).view(-1, 1, 1)
+        return (values * std + centre_crop(self.image, sides[0]).to(values)).clamp(0, 1)
+
+    def __repr__(self) -> str:
+        """Show mean and std."""
+        return f"{super().__repr__()[:-1]}, image={'×'.join(map(str, self.image.shape))})"
