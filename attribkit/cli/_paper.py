@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "chosen",
     "data_options",
+    "is_run",
     "model_options",
     "numbers",
     "open_session",
@@ -28,6 +30,7 @@ __all__ = [
     "sized",
     "source_inputs",
     "stacked",
+    "suggesting_runs",
     "write",
 ]
 
@@ -45,7 +48,9 @@ def model_options(out: str) -> Callable[[Command], Command]:
             ),
             click.option("--weights", metavar="FILE", help="A checkpoint, as for explain."),
             click.option(
-                "--model", metavar="M", help="As for explain: timm/NAME, torchvision/NAME, zfnet or MODULE:FACTORY."
+                "--model",
+                metavar="M",
+                help="As for explain: timm/NAME, torchvision/NAME, zfnet, run/DIR or MODULE:FACTORY.",
             ),
         ):
             command = option(command)
@@ -89,7 +94,36 @@ def open_session(options: dict[str, Any]) -> Session:
     """Load the model that the options name."""
     from attribkit.cli._session import Session
 
-    return Session(options["model"], options["weights"], device=options["device"])
+    with suggesting_runs(options["model"]):
+        return Session(options["model"], options["weights"], device=options["device"])
+
+
+@contextmanager
+def suggesting_runs(model: str | None) -> Iterator[None]:
+    """Where a model is not known by its name but a run's folder is called so, have the error say how to name that.
+
+    Raises
+    ------
+    UnknownNameError
+        Instead of the loader's, which knows names of models only.
+    """
+    from attribkit.errors import UnknownNameError
+
+    try:
+        yield
+    except UnknownNameError as error:
+        if model is None or not str(error).startswith("unknown model") or not is_run(model):
+            raise
+        raise UnknownNameError(f"unknown model {model!r}: did you mean 'run/{model}'?") from error
+
+
+def is_run(path: str) -> bool:
+    """Tell whether ``path`` is the folder of a finished run, or the weights in one."""
+    from attribkit.training.finish import WEIGHTS
+
+    found = Path(path)
+    file = found if found.name == WEIGHTS else found / WEIGHTS
+    return file.is_file() and file.with_name("run.json").is_file()
 
 
 def source_inputs(session: Session, data: str, split: str | None, limit: int | None) -> Inputs:
@@ -136,12 +170,14 @@ def stacked(session: Session, source: ImageSource, rows: Sequence[int]) -> torch
 
 
 def sized(session: Session, source: ImageSource) -> tuple[str, ...] | None:
-    """Return the class names: the source's where they are as many as the model's classes, else the model's own."""
+    """Return the class names: the model's own, else the source's where they are as many as its classes."""
     from attribkit.models.building import count_classes
 
-    if source.labels is not None and len(source.labels) == count_classes(session.model):
-        return source.labels
-    return tuple(session.labels) if session.labels is not None else None
+    count = count_classes(session.model)
+    for labels in (session.labels, source.labels):
+        if labels is not None and (len(labels) == count or (count is None and labels is session.labels)):
+            return tuple(labels)
+    return None
 
 
 def progress_shown() -> Any:

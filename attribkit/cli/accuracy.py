@@ -8,7 +8,9 @@ import click
 
 
 @click.command("accuracy")
-@click.option("--model", required=True, metavar="M", help="As for explain: zfnet-fashion, timm/NAME, MODULE:FACTORY, …")
+@click.option(
+    "--model", required=True, metavar="M", help="As for explain: zfnet-fashion, timm/NAME, run/DIR, MODULE:FACTORY, …"
+)
 @click.option("--weights", metavar="FILE", help="A checkpoint, as for explain.")
 @click.option("--data", required=True, metavar="DATA", help="Labelled images, as for train: a folder, fashion-mnist, …")
 @click.option("--split", metavar="PART", help="train, val or test.  [default: test, else val]")
@@ -29,11 +31,16 @@ def accuracy(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure a model's top-1 and top-5 error on labelled images, with its own preprocessing."""
+    """Measure a model's top-1 and top-5 error on labelled images, with its own preprocessing.
+
+    Where the model's classes and the data's have names, classes of one name are the same; the data may lack some. Else
+    both need as many classes, and are matched by their order.
+    """
     import dataclasses
     import json
 
     from attribkit.cli._group import say_warning
+    from attribkit.cli._paper import suggesting_runs
     from attribkit.cli._session import RANDOM, usable_device
     from attribkit.datasets import open_images
     from attribkit.models.loading import load_model
@@ -42,7 +49,8 @@ def accuracy(
 
     chosen = usable_device(device)
     source = open_images(data, split)
-    loaded = load_model(model, weights=weights)
+    with suggesting_runs(model):
+        loaded = load_model(model, weights=weights)
     if loaded.weights == RANDOM:
         say_warning(f"{loaded.name} has random weights: give --weights FILE")
     with shown(sys.stderr.isatty()):

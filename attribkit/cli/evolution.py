@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from attribkit.cli._paper import data_options, model_options, open_session, progress_shown, source_inputs, write
+from attribkit.cli._paper import data_options, is_run, model_options, open_session, progress_shown, source_inputs, write
 
 
 @click.command()
@@ -37,11 +38,14 @@ def evolution(
     """Follow feature maps through training: each map's strongest activation, projected, at every snapshot.
 
     RUN is a folder that `attribkit train --snapshots` wrote; FILEs are checkpoints whose names end in their epoch.
+    Without --model the model is the run's own.
     """
     from attribkit.features import evolution, find_snapshots
     from attribkit.features.draw._base import slug
 
     files = find_snapshots(snapshots)
+    if options["model"] is None:
+        options["model"] = _own_model(snapshots[0])
     # the first snapshot builds the network, with as many classes as it has
     options["weights"] = options["weights"] or str(next(iter(files.values())))
     session = open_session(options)
@@ -58,6 +62,29 @@ def evolution(
                 f"{layer}: {int(found.jumps.sum())} jumps; the image stays the same from epoch (map: epoch) {settled}"
             )
     write(out, results, lines)
+
+
+def _own_model(given: str) -> str | None:
+    """Return the model of the run that a folder or a snapshot is of; None where a file is of none.
+
+    Raises
+    ------
+    InputError
+        If the folder is of no finished run.
+    """
+    from attribkit.errors import InputError
+
+    path = Path(given)
+    folder = path if path.is_dir() else path.parent
+    if folder.name == "snapshots" and not is_run(str(folder)):
+        folder = folder.parent
+    if is_run(str(folder)):
+        return f"run/{folder}"
+    if path.is_dir():
+        raise InputError(
+            f"{given}: holds no finished run to take the model from (weights.safetensors and run.json); give --model"
+        )
+    return None
 
 
 def _count(session: Any, layer: str) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,10 @@ from attribkit.cli._paper import (
     stacked,
     write,
 )
+
+if TYPE_CHECKING:
+    from attribkit.cli._session import Session
+    from attribkit.datasets import ImageSource
 
 
 @click.command()
@@ -61,11 +66,11 @@ def invariance(
 ) -> None:
     """Measure how features and class respond to moving, scaling and turning the image.
 
-    The true class is the data's where its classes are the model's, else the model's own answer.
+    The true class is the data's where its classes are the model's: by name where both have names, else by order where
+    they are as many. Where they are not, it is the model's own answer.
     """
     from attribkit.datasets import open_images
     from attribkit.features import invariance
-    from attribkit.models.building import count_classes
 
     value: float | str = fill
     if fill != "edge":
@@ -76,8 +81,7 @@ def invariance(
     source = open_images(data, split)
     rows = chosen(source, images, min(limit or 5, 5))
     session = open_session(options)
-    matching = source.labels is not None and len(source.labels) == count_classes(session.model)
-    classes = source.classes()[rows].tolist() if matching else None
+    classes = _true_classes(session, source, rows)
     with progress_shown():
         found = invariance(
             session.model,
@@ -91,6 +95,36 @@ def invariance(
             ids=[source.ids[row] for row in rows],
             labels=sized(session, source),
         )
-    whose = "the data's" if matching else "the model's answers"
+    whose = "the data's" if classes is not None else "the model's answers"
     say = [f"{len(rows)} images at {', '.join(found.layers)}; their classes are {whose}"]
     write(out, {"invariance": (found, found.plot(session.loaded.denormalize))}, say)
+
+
+def _true_classes(session: Session, source: ImageSource, rows: Sequence[int]) -> list[int] | None:
+    """Return the model's classes that images are of; None where the data's are others altogether, or none.
+
+    Raises
+    ------
+    UnknownNameError
+        If some of the data's classes are the model's, but that of one of the images is not.
+    InputError
+        If a class may be several of the model's.
+    """
+    from attribkit.models.building import count_classes
+    from attribkit.training.naming import are_names, class_numbers, matched
+
+    if source.labels is None:
+        return None
+    labels, count = session.labels, count_classes(session.model)
+    if labels is not None and count is not None and len(labels) != count:
+        labels = None  # as `class_numbers` takes them
+    named = labels is not None and are_names(labels) == are_names(source.labels)
+    if named and labels is not None:
+        if not any(place is not None for place in matched(source.labels, labels)):
+            return None
+    elif len(source.labels) != count:
+        return None
+    wanted = source.classes()[list(rows)]
+    name = session.loaded.name
+    known = class_numbers(source.labels, labels, count, wanted, data=source.name, model=name)
+    return [int(number) for number in known[wanted]]

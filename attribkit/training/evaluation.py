@@ -18,6 +18,7 @@ from attribkit.errors import InputError, ModelError
 from attribkit.images import to_rgb
 from attribkit.models.building import LoadedModel
 from attribkit.progress import track
+from attribkit.training.naming import class_numbers
 from attribkit.training.networks import AsEvaluated, Normaliser
 from attribkit.training.pixels import Pixels, ahead, centre_crop, ten_crops
 
@@ -152,7 +153,8 @@ def accuracy(
     loaded
         From `attribkit.load_model`.
     source
-        Labelled images; class k of the source is the model's class k.
+        Labelled images. Where they and the model have class names, classes are matched by name, and the images may be
+        of some of the classes only; else class k of the source is the model's class k (`class_numbers`).
     crops
         1: what the preprocessing cuts out; 10: the image resized as the preprocessing does, the four corners and the
         centre of it and all of them flipped, their probabilities averaged (§3).
@@ -166,7 +168,10 @@ def accuracy(
     Raises
     ------
     InputError
-        If the images have no classes, or more classes than the model; if ``crops`` is neither.
+        If the images have no classes, or another number of them than the model and one side has no names; if
+        ``crops`` is neither.
+    UnknownNameError
+        If the model has no class of that name.
     ModelError
         If ten crops cannot be taken from the preprocessing.
     """
@@ -177,6 +182,7 @@ def accuracy(
     steps = None if crops == 1 else _ten_crop_steps(loaded)
     total = torch.zeros(4, dtype=torch.float64)
     starts = range(0, len(classes), batch_size)
+    numbers: Tensor | None = None
     with torch.no_grad():
         for start in track(starts, f"{source.name}"):
             wanted = classes[start : start + batch_size]
@@ -184,11 +190,13 @@ def accuracy(
             found: Any = 0.0
             for inputs in _inputs(loaded, images, steps):
                 found = found + class_scores(model(inputs.to(device))).float().softmax(dim=1)
-            if int(wanted.max()) >= found.shape[1]:
-                raise InputError(
-                    f"{source.name} has a class {int(wanted.max())}, the model only {found.shape[1]} classes"
+            if numbers is None:  # how many classes the model has, its first output says for certain
+                names = source.labels or tuple(map(str, range(int(classes.max()) + 1)))
+                known = class_numbers(
+                    names, loaded.labels, found.shape[1], classes.numpy(), data=source.name, model=loaded.name
                 )
-            total += error_counts(found / crops, wanted.to(device))
+                numbers = torch.from_numpy(known)
+            total += error_counts(found / crops, numbers[wanted].to(device))
     return errors_from(total)
 
 

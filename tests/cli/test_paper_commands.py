@@ -9,6 +9,9 @@ from cli_helpers import error_of
 from PIL import Image
 from safetensors.torch import save_file
 
+from attribkit.cli._paper import open_session, sized
+from attribkit.datasets import open_images
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = ("--model", "tinynets:five")
 
@@ -112,6 +115,63 @@ def test_invariance_usage(run, folder, option, value):
     result = run("invariance", *MODEL, "--data", folder, option, value)
     assert result.exit_code == 2
     assert option in result.stderr
+
+
+@pytest.fixture
+def garments(tmp_path):
+    """Write two of fashion-sample's images of each of three classes, in class folders, and return their folder."""
+    source = open_images("fashion-sample")
+    classes = source.classes()
+    for name in ("Ankle boot", "Bag", "T-shirt/top"):
+        folder = tmp_path / "garments" / name.replace("/", "-")
+        folder.mkdir(parents=True)
+        for row in np.flatnonzero(classes == source.labels.index(name))[:2]:
+            source.load(int(row)).save(folder / f"{row}.png")
+    return tmp_path / "garments"
+
+
+STILL = ("--translations", "0", "--scales", "", "--rotations", "")
+
+
+def test_invariance_matches_classes_by_name(run, garments):
+    result = run("invariance", "--model", "zfnet-fashion", "--data", garments, *STILL, "--out", "o")
+    assert result.exit_code == 0, result.output
+    assert "classes are the data's" in result.stdout
+    rows = table("o/invariance.csv")
+    # the folders' order is another than the model's, in which T-shirt/top is the first and Ankle boot the last
+    assert [(row["class"], row["name"]) for row in rows] == [
+        *[("9", "Ankle boot")] * 2,
+        *[("8", "Bag")] * 2,
+        ("0", "T-shirt/top"),
+    ]
+    # by the folders' order it would be right of none; it errs on the second boot only
+    assert [float(row["probability"]) > 0.99 for row in rows] == [True, False, True, True, True]
+
+
+def test_invariance_of_classes_that_the_model_has_not(run, garments, folder):
+    (garments / "Bag").rename(garments / "Bags")
+    arguments = ("invariance", "--model", "zfnet-fashion", *STILL)
+    assert "class 'Bags' is not among the 10 class names of zfnet-fashion: did you mean 'Bag'" in error_of(
+        run(*arguments, "--data", garments)
+    )
+    one = run(*arguments, "--data", garments, "--image", "0")
+    assert "classes are the data's" in one.stdout  # that of the image asked for is known
+    other = run(*arguments, "--data", folder)  # a to e
+    assert "classes are the model's answers" in other.stdout
+
+
+def test_class_names_are_the_models_before_the_datas(garments, folder):
+    session = open_session({"model": "zfnet-fashion", "weights": None, "device": "cpu"})
+    names = tuple(session.labels)
+    assert names[0] == "T-shirt/top"
+    source = open_images(folder)
+    source.labels = tuple("abcdefghij")  # as many as the model's
+    assert sized(session, source) == names
+    session.labels = None
+    assert sized(session, source) == source.labels
+    assert sized(session, open_images(garments)) is None
+    session.labels = ["another", "model's"]
+    assert sized(session, source) == source.labels
 
 
 def test_invariance_of_an_image_that_is_not_there(run, folder):

@@ -107,18 +107,75 @@ def test_ctrl_c_ends_with_130_and_leaves_a_run(data, tmp_path):
 
 
 def test_accuracy(run, tmp_path):
-    torch.manual_seed(0)
-    found = run("accuracy", "--model", "timm/resnet10t", "--data", "fashion-sample", "--limit", 6)
+    found = run("accuracy", "--model", "zfnet-fashion", "--data", "fashion-sample", "--limit", 6)
     assert found.exit_code == 0, found.output
-    assert "timm/resnet10t on fashion-sample (test), 6 images, 1 crop" in found.stdout
-    assert "has random weights" in found.stderr
+    assert "zfnet-fashion on fashion-sample (test), 6 images, 1 crop" in found.stdout
+    assert found.stderr == ""
     as_json = run(
-        "accuracy", "--model", "timm/resnet10t", "--data", "fashion-sample", "--limit", 2, "--crops", 10, "--json"
+        "accuracy", "--model", "zfnet-fashion", "--data", "fashion-sample", "--limit", 2, "--crops", 10, "--json"
     )
     numbers = json.loads(as_json.stdout)
     assert numbers["images"] == 2
     assert numbers["crops"] == 10
     assert 0 <= numbers["top5"] <= numbers["top1"] <= 1
+
+
+def test_accuracy_of_random_weights_and_of_other_classes(run, data):
+    torch.manual_seed(0)
+    (data / "test" / "dark").rename(data / "test" / "crane, bird")
+    (data / "test" / "light").rename(data / "test" / "n01440764")  # the tench
+    other = run("accuracy", "--model", "timm/resnet10t", "--data", data)
+    assert "class 'crane, bird' is not among the 1000 class names of timm/resnet10t" in other.stderr.splitlines()[-1]
+    assert other.exit_code == 1
+    (data / "test" / "crane, bird").rename(data / "test" / "goldfish")
+    found = run("accuracy", "--model", "timm/resnet10t", "--data", data)
+    assert f"timm/resnet10t on {data} (test), 4 images, 1 crop" in found.stdout
+    assert "has random weights" in found.stderr
+
+
+def test_a_run_is_a_model(run, data, tmp_path):
+    assert (
+        run("train", "--data", data, "--out", "out/mine", *TINY, "--mean", "pixel", "--snapshots", "0,1").exit_code == 0
+    )
+    kept = json.loads((tmp_path / "out" / "mine" / "run.json").read_text())["test"]
+    for crops, key in ((1, "top1"), (10, "top1_ten_crops")):
+        found = run("accuracy", "--model", "run/out/mine", "--data", data, "--crops", crops, "--json")
+        assert json.loads(found.stdout)["top1"] == kept[key]
+    for command in (["accuracy"], ["diagnose"], ["evolution", "out/mine", "--layer", "conv1"]):
+        for name in ("out/mine", "out/mine/weights.safetensors"):
+            message = error_of(run(*command, "--model", name, "--data", data))
+            assert message == f"unknown model '{name}': did you mean 'run/{name}'?"
+    (tmp_path / "out" / "mine" / "run.json").unlink()
+    assert "run/" not in error_of(run("accuracy", "--model", "out/mine", "--data", data)).split(";")[0]
+
+
+def test_evolution_takes_the_runs_own_model(run, data, tmp_path):
+    assert run("train", "--data", data, "--out", "mine", *TINY, "--snapshots", "0,1").exit_code == 0
+    snapshots = tmp_path / "mine" / "snapshots"
+    tables = []
+    for place, given in enumerate((["mine"], ["mine/snapshots"], sorted(snapshots.iterdir()))):
+        done = run("evolution", *given, "--data", data, "--layer", "conv1", "--channel", 0, "--out", f"o{place}")
+        assert done.exit_code == 0, done.output
+        tables.append((tmp_path / f"o{place}" / "evolution-conv1.csv").read_text())
+    assert tables[0].count("\n") == 3
+    assert tables[0] == tables[1] == tables[2]
+    named = run(
+        "evolution", "mine", "--model", "run/mine", "--data", data, "--layer", "conv1", "--channel", 0, "--out", "p"
+    )
+    assert named.exit_code == 0, named.output
+    assert (tmp_path / "p" / "evolution-conv1.csv").read_text() == tables[0]
+    (tmp_path / "mine" / "weights.safetensors").unlink()
+    message = error_of(run("evolution", "mine", "--data", data, "--layer", "conv1", "--out", "q"))
+    assert message.startswith("mine: holds no finished run to take the model from")
+    assert not (tmp_path / "q").exists()
+
+
+def test_train_refuses_a_test_part_of_other_classes(run, data, tmp_path):
+    (data / "test" / "dark").rename(data / "test" / "dusk")
+    message = error_of(run("train", "--data", data, "--out", "run", *TINY))
+    assert message.startswith(f"{data} (test): its classes 'dusk', 'light' are not those of {data} (train): 'dark'")
+    assert not (tmp_path / "run").exists()
+    assert run("train", "--data", data, "--out", "run", *TINY, "--no-test").exit_code == 0
 
 
 def test_probe_prints_and_writes(run, data, tmp_path):

@@ -222,7 +222,7 @@ def test_accuracy_refuses_what_cannot_be_measured():
     picture = Image.new("L", (16, 16))
     with pytest.raises(InputError, match="its images have no classes"):
         accuracy(loaded, Listed([picture], [None], None))
-    with pytest.raises(InputError, match="has a class 2, the model only 2 classes"):
+    with pytest.raises(InputError, match="listed has 3 classes and reader 2: reader has no class names"):
         accuracy(loaded, Listed([picture], [2], ("a", "b", "c")))
     with pytest.raises(InputError, match="crops=3 must be 1 or 10"):
         accuracy(loaded, open_images("fashion-sample"), crops=3, limit=1)
