@@ -60,13 +60,16 @@ def project_units(
         places = torch.stack([t.positions for t in singles])  # type: ignore[misc]
         values = _on_rectangles(captured.value, x, chosen, places, scores.T if unit_signal == "activation" else None)
     if values is None:
-        batched = table.all_batched() and len(units) > 1
-        maps: list[Tensor] = []
-        for start in range(0, len(units), chunk):
-            part = [target.start(captured, None, unit_signal)[1] for target in targets[start : start + chunk]]
-            found, batched = _carry_many(captured.value, x, torch.stack(part), batched)
-            maps.append(found)
-        values = torch.cat(maps).transpose(0, 1).contiguous()
+        starts = [target.start(captured, None, unit_signal)[1] for target in targets]
+        try:
+            values = _by_autograd(captured.value, x, starts, chunk, batched=table.all_batched())
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # not torch's own
+                raise
+            # the model may write over what autograd keeps; a lean pass, as `invert` makes it, keeps no activations
+            x = leaf(inputs)
+            again, _ = up(model, x, table, layer, lean=True)
+            values = _by_autograd(again.catch(layer).value, x, starts, chunk, batched=False)
     return Inverted(values, scores, None), tuple(target.describe() for target in targets)
 
 
@@ -123,9 +126,15 @@ def _on_rectangles(
     if value.ndim != 4 or x.ndim != 4:
         return None
     try:
-        tape = read(value, x)
+        return _on_tape(read(value, x), x, value, channels, positions, activations)
     except Unknown:
         return None
+
+
+def _on_tape(
+    tape: Tape, x: Tensor, value: Tensor, channels: Tensor, positions: Tensor, activations: Tensor | None
+) -> Tensor:
+    """Do the same along a way back that is known."""
     out = x.new_zeros((len(x), len(channels), *x.shape[1:]))
     # units near the border have smaller rectangles: with their like they need not be carried in larger ones
     height, width = value.shape[2:]
@@ -167,6 +176,16 @@ def _carry_patch(
 
 
 # -- by autograd -------------------------------------------------------------------------------------------------------
+
+
+def _by_autograd(origin: Tensor, x: Tensor, signals: list[Tensor], chunk: int, *, batched: bool) -> Tensor:
+    """Return the maps [N, K, C, H, W] of K signals, so many at once, or one after the other."""
+    maps: list[Tensor] = []
+    batched = batched and len(signals) > 1
+    for start in range(0, len(signals), chunk):
+        found, batched = _carry_many(origin, x, torch.stack(signals[start : start + chunk]), batched)
+        maps.append(found)
+    return torch.cat(maps).transpose(0, 1).contiguous()
 
 
 def _carry_many(origin: Tensor, x: Tensor, signals: Tensor, batched: bool) -> tuple[Tensor, bool]:

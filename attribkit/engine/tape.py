@@ -7,7 +7,8 @@ says so, and the caller lets autograd go the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,8 +161,28 @@ def _rule_of_site(call: SiteCall, node: Any, places: list[int], shapes: list[tup
     if layer is Rectify:
         return crops.rectified(crops.identity)
     if layer is GatedRectify and call.kind == "rectifier":
-        return crops.rectified(crops.elementwise(lambda: call.plain(_ones(node))))  # type: ignore[arg-type,return-value]
+        return crops.rectified(crops.elementwise(lambda: _plain(call, node)))
     raise Unknown(call.name)
+
+
+@contextmanager
+def _kept_as_it_was(node: Any) -> Iterator[None]:
+    """Say it where torch refuses to hand out what a node saved: the model has written over it since."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Unknown(f"{node.name()}, whose operation's values were written over") from error
+
+
+def _saved(node: Any, name: str) -> Any:
+    """Return what a node saved of its operation, a tensor or None."""
+    with _kept_as_it_was(node):
+        return getattr(node, f"_saved_{name}")
+
+
+def _plain(call: SiteCall, node: Any) -> Tensor:
+    with _kept_as_it_was(node):
+        return call.plain(_ones(node))  # type: ignore[return-value]
 
 
 def _ones(node: Any) -> Tensor:
@@ -180,24 +201,25 @@ def _convolution(node: Any, shapes: list[tuple[int, ...]], shape: tuple[int, ...
     if node._saved_transposed:
         raise Unknown("transposed convolution")
     settings = (node._saved_stride, node._saved_padding, node._saved_dilation)
-    weight = node._saved_weight.detach()
+    weight = _saved(node, "weight").detach()
     return crops.convolution(weight, crops.windows(tuple(weight.shape[-2:]), *settings), node._saved_groups)
 
 
 def _batch_norm(node: Any, shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> Rule:
-    if node._saved_training or node._saved_running_var is None:
+    if node._saved_training or _saved(node, "running_var") is None:
         raise Unknown("batch norm with the batch's statistics")
-    scale = (node._saved_running_var + node._saved_eps).rsqrt()
-    return crops.scaled(scale if node._saved_weight is None else scale * node._saved_weight.detach())
+    scale = (_saved(node, "running_var") + node._saved_eps).rsqrt()
+    weight = _saved(node, "weight")
+    return crops.scaled(scale if weight is None else scale * weight.detach())
 
 
 def _relu(node: Any, shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> Rule:
-    return crops.relu(lambda: node._saved_result.detach())
+    return crops.relu(lambda: _saved(node, "result").detach())
 
 
 def _elementwise(node: Any, shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> Rule:
     def derivative() -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), _kept_as_it_was(node):
             found: Any = node(_ones(node))
         return found if isinstance(found, Tensor) else found[0]
 
@@ -207,7 +229,7 @@ def _elementwise(node: Any, shapes: list[tuple[int, ...]], shape: tuple[int, ...
 def _max_pool(node: Any, shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> Rule:
     kernel = node._saved_kernel_size
     settings = (node._saved_stride or kernel, node._saved_padding, node._saved_dilation)
-    return crops.unpool(node._saved_result1, crops.windows(kernel, *settings))
+    return crops.unpool(_saved(node, "result1"), crops.windows(kernel, *settings))
 
 
 def _avg_pool(node: Any, shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> Rule:

@@ -307,3 +307,66 @@ def test_a_sum_that_makes_another_dtype_is_left_to_autograd(used):
         expected = ak.attribute(model, x, "gradient", ak.Unit("end", channel, (3, 3))).values
         assert expected.any()
         torch.testing.assert_close(found[:, channel], expected, rtol=1e-6, atol=1e-7)
+
+
+class WrittenOver(nn.Module):
+    """Writes over what autograd keeps of its rectifier: autograd alone refuses to go back."""
+
+    def __init__(self, rectifier, write):
+        super().__init__()
+        self.conv1, self.rectifier, self.write = nn.Conv2d(2, 3, 3), rectifier, write
+        self.conv2 = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.rectifier(self.conv1(x))
+        self.write(y)
+        return self.conv2(y)
+
+
+def add(y):
+    y += 1
+
+
+def times(y):
+    y.mul_(torch.tensor(0.5).to(y))
+
+
+def first(y):
+    y[:, 0] = 0
+
+
+@pytest.mark.parametrize("method", [*METHODS, HalvedMethod])
+@pytest.mark.parametrize("write", [add, times, first])
+@pytest.mark.parametrize("rectifier", [nn.ReLU(), nn.LeakyReLU(0.1, inplace=True)])
+def test_values_that_are_written_over(rectifier, write, method):
+    torch.manual_seed(0)
+    model = WrittenOver(rectifier, write).double().eval()
+    x = torch.randn(2, 2, 9, 8, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        model(x.clone().requires_grad_()).sum().backward()
+    for position in ("max", "all", (2, 3)):
+        found = ak.project(model, x, "conv2", [0, 3], method, position)
+        expected = one_by_one(model, x, "conv2", [0, 3], method, position)
+        assert expected.any()
+        torch.testing.assert_close(found.values, expected, rtol=1e-12, atol=1e-14)
+
+
+class Refused(RuntimeError):
+    """Not torch's own."""
+
+
+def test_an_inverse_layers_own_error_comes_out_at_once():
+    calls = []
+
+    class Refusing(ak.InverseLayer):
+        def carry(self, signal, site):
+            calls.append(site.name)
+            raise Refused("no way back")
+
+    class RefusingMethod(ak.InverseMethod):
+        name = "refusing"
+        inverse_layers = {"rectifier": Refusing()}
+
+    with pytest.raises(Refused, match="no way back"):
+        ak.project(small(), torch.randn(1, 1, 21, 17, dtype=torch.float64), "conv2", [0], RefusingMethod)
+    assert len(calls) == 1
