@@ -125,19 +125,24 @@ def up(
     lean, layouts
         See `Walk`. A model that differentiates on its way up runs a second time, with every operation's own graph.
     """
-    for again in (False, True):
+    again = False
+    while True:
         how = {"layouts": layouts, "lean": lean and not again, "keeps_graphs": again}
         walk = Walk(model, table, vocabulary(), layers=[layer], stop=layer is not None, **how)
         try:
             # not the leaf itself: a model may begin with an in-place operation
             output = walk.run(x.clone(), **(kwargs or {}))
-        except (GraphWanted, Exception):
-            if not walk.wanted:
+        except (GraphWanted, Exception) as error:
+            if walk.wanted and not again:
+                again = True
+            elif walk.lean is None or not walk.lean.pixels.any or type(error) is not RuntimeError:
                 raise
+            else:  # torch's own, maybe of something that nobody has seen get hold of a map laid out otherwise
+                walk.lean.pixels.give_up()
         else:
-            if not walk.wanted:  # or the model has caught it
+            if not walk.wanted or again:  # or the model has caught it
                 return walk, output
-    raise AssertionError("a walk that keeps all graphs wants no more")
+            again = True
 
 
 def _carry_back(origin: Tensor, x: Tensor, signal: Tensor) -> Tensor:

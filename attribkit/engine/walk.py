@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from attribkit.engine.frames import Capture, Frame
 from attribkit.engine.hooks import hooked
-from attribkit.engine.intercept import Interceptor, calls_a_rectifier
+from attribkit.engine.intercept import Interceptor, calls_a_rectifier, is_unseen
 from attribkit.engine.inverse import InverseLayer
 from attribkit.engine.layout import Layouts
 from attribkit.engine.lean import Lean
@@ -107,7 +107,7 @@ class Walk:
         self._names = Names(set(self.paths.values()))
         self._stack: list[Frame] = []
         self._thread = threading.get_ident()
-        self.lean = Lean() if lean else None
+        self.lean = Lean(model, self.table) if lean else None
         self.splicer = Splicer(self.lean, keeps_graphs=keeps_graphs)
         self._probed: dict[nn.Module, bool] = {}
         self._hidden: dict[str, str] = {}
@@ -147,6 +147,8 @@ class Walk:
             mark_model_error(error, self.model, self._where())
             raise
         finally:
+            if self.lean is not None:
+                self.lean.pixels.close(complete=self.complete)
             torch.set_grad_enabled(grad)
             self._stack.clear()
             self.splicer.clear()
@@ -175,6 +177,11 @@ class Walk:
         """Return every name a layer can be asked for by: module calls and functional sites."""
         return list(self.shapes)
 
+    def _restore(self, *trees: Any) -> None:
+        """Have tensors laid out as torch would have, for those who get hold of them otherwise than by a function."""
+        if self.lean is not None and self.lean.pixels.any:
+            self.lean.pixels.restore_in(*trees)
+
     def _is_paused(self) -> bool:
         return self._interceptor is None or self._interceptor.paused
 
@@ -200,6 +207,8 @@ class Walk:
             claimable=is_op_module(module, known),
         )
         self._stack.append(frame)
+        if is_unseen(module):
+            self._restore(args, kwargs)
         if inside_whole:
             self._hidden.setdefault(path, next(f.name for f in reversed(self._stack) if f.name or f is self._stack[0]))
             return None
@@ -212,6 +221,7 @@ class Walk:
             return None
         frame.whole = True
         kind = known.kind if known is not None else "other"
+        self._restore(args, kwargs)
         with torch._C.DisableTorchFunction():  # our own tensor calls are no sites
             originals, spec = tree_flatten((args, kwargs))
             params = functools.partial(module_params, module)
@@ -299,6 +309,7 @@ class Walk:
         if known is None or known.kind not in ("rectifier", "hardtanh") or has_forward_of(module, known.cls):
             return False
         if module not in self._probed:
+            self._restore(args, kwargs)
             self._probed[module] = not calls_a_rectifier(module, self.vocabulary, args, kwargs)
         return self._probed[module]
 
@@ -311,6 +322,7 @@ class Walk:
             self.plain_graph = False
         kind = operation.kind_of_call(args, kwargs)
         if frame is None or frame.whole or kind is None:
+            self._restore(args, kwargs)
             self.splicer.rescue(operation, function, args, kwargs)
             output = function(*args, **kwargs)
             self.layouts.after(kind, operation.name, args, kwargs, output)
@@ -375,6 +387,7 @@ class Walk:
     def _catch(self, value: Tensor | None, name: str) -> None:
         if name in self.captured or value is None:
             return
+        self._restore(value)
         # a copy, so that an in-place operation that follows changes nothing
         self.captured[name] = Capture(value.clone(), name, self.layouts.of(value, name), self._image)
         if not self._has_all():

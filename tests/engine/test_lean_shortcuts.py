@@ -16,7 +16,7 @@ from attribkit.engine.lean.shortcuts import Settings, blocks, product_back, prod
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 has_vectors = pytest.mark.skipif(
-    not shortcuts._has_vectors(), reason="torch has no vector instructions of oneDNN's on this machine"
+    not shortcuts.has_vectors(), reason="torch has no vector instructions of oneDNN's on this machine"
 )
 
 

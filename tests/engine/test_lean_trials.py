@@ -122,7 +122,7 @@ def test_the_noise_is_float32_on_the_cpu_whatever_the_default(monkeypatch):
 
 
 def test_no_two_channels_of_large_noise_are_alike():
-    noise = trials._noise(torch.Size([2, 32, 56, 56]), torch.Generator().manual_seed(0))
+    noise = trials.noise(torch.Size([2, 32, 56, 56]), torch.Generator().manual_seed(0))
     assert noise.data_ptr() % 64 == 0
     assert noise.dtype is torch.float32
     assert -0.5 <= noise.min() < -0.49

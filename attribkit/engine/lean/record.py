@@ -13,13 +13,18 @@ from torch.autograd import forward_ad
 from attribkit.engine.intercept import only_our_modes
 from attribkit.engine.lean import convolutions, pools, rectifiers, weighted
 from attribkit.engine.lean.alone import holders, is_alone
+from attribkit.engine.lean.pixels import Pixels
+from attribkit.engine.lean.standin import is_plain
 from attribkit.engine.lean.step import Step
 from attribkit.engine.ops import functions_named
 from attribkit.engine.splice import is_transformed
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from attribkit.engine.inverse import SiteCall
     from attribkit.engine.splice import FunctionCall
+    from attribkit.engine.table import Table
 
 Rule = Callable[[Tensor, "FunctionCall"], Step | None]
 
@@ -47,16 +52,26 @@ def _rules() -> dict[Any, Rule]:
 class Lean:
     """Lean steps for one forward pass.
 
+    Parameters
+    ----------
+    model
+        The model.
+    table
+        What is attached to it.
+
     Attributes
     ----------
     used : bool
         Whether a step has been put into the graph.
+    pixels : Pixels
+        The maps that lie otherwise than torch would have laid them out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, table: Table) -> None:
         self.used = False
         self._rules = _rules()
         self._possible = only_our_modes()
+        self.pixels = Pixels(model, table, possible=self._possible)
         # those of the caller see what is kept; those that the model sets (checkpoints) expect autograd's own
         self._hooks = _saving_hooks()
         is_alone.prepare()
@@ -64,10 +79,15 @@ class Lean:
     def step(self, call: FunctionCall) -> Step | None:
         """Return the lean step of a call; None where it is to be left to autograd."""
         rule = self._rules.get(call.function)
-        if rule is None or not self._possible or not call.args:
+        if rule is None:
             return None
-        with torch._C.DisableTorchFunction():  # a look at a tensor is no function of the model's
-            return self._step(rule, call)
+        found = None
+        if self._possible and call.args:
+            with torch._C.DisableTorchFunction():  # a look at a tensor is no function of the model's
+                found = self._step(rule, call)
+        if found is None and self.pixels.any:
+            self.pixels.restore_in(call.args, call.kwargs)
+        return found
 
     def _step(self, rule: Rule, call: FunctionCall) -> Step | None:
         x = call.args[0]
@@ -77,12 +97,34 @@ class Lean:
             return None
         if _is_watched(x) or _saving_hooks() != self._hooks:
             return None
-        return rule(x, call)
+        return self._in_order(rule(x, call), rule, x, call)
+
+    def _in_order(self, step: Step | None, rule: Rule, x: Tensor, call: FunctionCall) -> Step | None:
+        """Return the step for maps that lie pixel by pixel, where they do or are to; else the step that was found."""
+        pixels = self.pixels
+        if isinstance(step, convolutions.Convolution):
+            other = pixels.convolution(step, x)
+            if other is not None:
+                other.by_pixels = True
+                return other
+            if not pixels.holds(x):
+                return step
+            pixels.restore(x)
+            return rule(x, call)
+        if step is not None and pixels.any and pixels.holds(x):
+            if not pixels.takes(step, x):
+                pixels.restore(x)
+                return rule(x, call)
+            step.by_pixels = True
+        return step
 
     def apply(self, step: Step, call: FunctionCall, site: SiteCall | None = None) -> Any:
         """Run a call with its lean step in the model's graph, or with a site's inverse layer for its derivative."""
         self.used = True
-        return _Lean.apply(call.args[0], step, call, site)
+        output = _Lean.apply(call.args[0], step, call, site)
+        if step.by_pixels:
+            self.pixels.note(output)
+        return output
 
 
 def _saving_hooks() -> Any:
@@ -130,6 +172,8 @@ class _Lean(torch.autograd.Function):
         with torch._C.DisableTorchFunction():
             # in small signals there is nothing to be gained
             alone = signal.numel() >= SMALL and not torch.is_grad_enabled() and is_alone(holders(signal))
+            if step.by_pixels and is_plain(signal) and not signal.is_contiguous(memory_format=torch.channels_last):
+                signal, alone = signal.contiguous(memory_format=torch.channels_last), not torch.is_grad_enabled()
             carried = step.back(signal, kept, alone) if site is None else step.carried(site.layer, signal, kept, alone)
         if carried is None and site is not None:
             with site.step_of(step, kept):

@@ -52,22 +52,30 @@ class Settings:
         By dimension.
     size : tuple of int
         Height and width of the input.
+    groups : int
+        Into how many parts the channels fall.
     """
 
     stride: tuple[int, int]
     padding: tuple[int, int]
     size: tuple[int, int]
+    groups: int = 1
+
+    def windows(self, kernel: Sequence[int]) -> list[int]:
+        """Return the height and width of the output."""
+        return windows(self.size, kernel, self.stride, self.padding, (1, 1))
 
 
 def torchs_up(x: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """Convolve an input as torch does."""
-    return F.conv2d(x, weight, stride=settings.stride, padding=settings.padding)
+    return F.conv2d(x, weight, None, settings.stride, settings.padding, 1, settings.groups)
 
 
 def torchs_back(signal: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """Carry a signal back as torch does."""
-    x = signal.new_empty((len(signal), weight.shape[1], *settings.size))  # whose layout alone it looks at
-    how = (settings.stride, settings.padding, [1, 1], False, [0, 0], 1)
+    groups = settings.groups
+    x = signal.new_empty((len(signal), weight.shape[1] * groups, *settings.size))  # whose layout alone it looks at
+    how = (settings.stride, settings.padding, [1, 1], False, [0, 0], groups)
     found: Tensor = _backward(signal, x, weight, None, *how, [True, False, False])[0]
     return found
 
@@ -211,9 +219,9 @@ def shortcut(x: Tensor, weight: Tensor, settings: Settings) -> Shortcut | None:
     settings
         Of the convolution.
     """
-    if x.numel() * x.element_size() < WORTH or not fits(x) or not fits(weight.detach()) or not _is_exact():
+    if x.numel() * x.element_size() < WORTH or not fits(x) or not fits(weight.detach()) or not is_exact():
         return None
-    return _shortcut(len(x), weight.shape, settings, x.element_size(), _has_vectors())
+    return _shortcut(len(x), weight.shape, settings, x.element_size(), has_vectors())
 
 
 @functools.lru_cache(maxsize=1024)
@@ -222,7 +230,7 @@ def _shortcut(
 ) -> Shortcut | None:
     """Return the shorter way for so many samples and weights of these sizes."""
     kernel, (down, right) = tuple(weight[2:]), settings.stride
-    places = windows(settings.size, kernel, settings.stride, settings.padding, (1, 1))
+    places = settings.windows(kernel)
     sizes = [
         element_size * count * channels * math.prod(size)
         for channels, size in ((weight[1], settings.size), (weight[0], places))
@@ -257,7 +265,7 @@ def _vectors(channels: int) -> int:
     return -(-channels // _LANES)
 
 
-def _is_exact() -> bool:
+def is_exact() -> bool:
     """Tell whether nobody has asked for coarser products or convolutions: each has a setting of its own."""
     convolutions: Any = getattr(torch.backends.mkldnn, "conv", None)  # since torch 2.9
     asked = {torch.get_float32_matmul_precision(), getattr(convolutions, "fp32_precision", "none")}
@@ -268,6 +276,6 @@ def _has_library() -> bool:
     return torch._C._has_mkldnn and torch._C._get_mkldnn_enabled()
 
 
-def _has_vectors() -> bool:
+def has_vectors() -> bool:
     """Tell whether torch convolves by oneDNN's own instructions; elsewhere it lays every window out anew."""
     return _has_library() and torch.backends.cpu.get_cpu_capability().startswith("AVX")

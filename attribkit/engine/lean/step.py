@@ -22,10 +22,13 @@ class Step:
         What the way back needs, set by `run` at the latest and then handed to autograd.
     in_place : bool
         Whether the call changes its input: it is then made as it is, without `run`.
+    by_pixels : bool
+        Whether its input and output lie with channels last although torch would have laid them out otherwise.
     """
 
     kept: tuple[Tensor, ...] = ()
     in_place = False
+    by_pixels = False
 
     def run(self, call: FunctionCall) -> Tensor:
         """Run the operation as it was called and return its output."""

@@ -55,8 +55,6 @@ class Case(NamedTuple):
 class Trial:
     """Which way to go in one case.
 
-    At the first call torch's, since a trial would take twice as long; the trial comes with the second.
-
     Parameters
     ----------
     case
@@ -66,19 +64,27 @@ class Trial:
     def __init__(self, case: Case) -> None:
         self._case = case
         self._calls = 0
+        self._tried = False
         self._found: Way | None = None
 
     def way(self) -> Way | None:
-        """Count a call; return the way that it is to go, None for torch's."""
+        """Count a call; return the way that it is to go, None for torch's.
+
+        The first call goes torch's, since a trial would take twice as long; the trial comes with the second.
+        """
         self._calls += 1
-        if self._calls == 2:
-            self._found = self._run()
+        return self.tried() if self._calls > 1 else self._found
+
+    def tried(self) -> Way | None:
+        """Return the way that a call is to go, found out now if it is not known."""
+        if not self._tried:
+            self._found, self._tried = self._run(), True
         return self._found
 
     def _run(self) -> Way | None:
         case = self._case
         generator = torch.Generator().manual_seed(0)  # not the caller's
-        maps, weight = (_noise(size, generator) for size in (case.maps, case.weight))
+        maps, weight = (noise(size, generator) for size in (case.maps, case.weight))
         expected = case.torchs(maps, weight, case.settings)
         for way in case.ways:
             found = way(maps, weight, case.settings)
@@ -87,7 +93,7 @@ class Trial:
         return None
 
 
-def _noise(size: torch.Size, generator: torch.Generator) -> Tensor:
+def noise(size: torch.Size, generator: torch.Generator) -> Tensor:
     """Return noise between -0.5 and 0.5: drawing every number would take as long as what is tried with them."""
     count = math.prod(size)
     drawn = torch.rand(min(count, _PERIOD), generator=generator, dtype=torch.float32, device="cpu").sub_(0.5)
@@ -103,4 +109,11 @@ def way_for(
     """Return the way that these tensors, float32 on the CPU, are to go: see `Case`; None for torch's."""
     if any(tensor.data_ptr() % 64 for tensor in (maps, weight)):  # the noise begins where torch lets tensors begin
         return None
-    return _trial(Case(torchs, ways, settings, maps.shape, weight.shape, torch.get_num_threads(), library)).way()
+    return trial_of(torchs, ways, settings, maps.shape, weight.shape, library=library).way()
+
+
+def trial_of(
+    torchs: Way, ways: tuple[Way, ...], settings: Settings, maps: torch.Size, weight: torch.Size, *, library: bool
+) -> Trial:
+    """Return the trial for tensors of these sizes, in memory that torch has allocated."""
+    return _trial(Case(torchs, ways, settings, maps, weight, torch.get_num_threads(), library))

@@ -1,0 +1,261 @@
+"""Maps that lie pixel by pixel (channels last) from one convolution to the next.
+
+Torch convolves each channel for itself several times faster in that order, and a model that is written without a word
+about it gets its maps channel by channel. So they lie pixel by pixel between operations whose results are the same in
+either order, sums found out with noise. Whatever else gets hold of such maps finds them as torch would have laid them
+out, and so does everybody once the forward pass has ended.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
+
+from attribkit.engine.layers import GatedRectify, PassThrough, Rectify, Unpool
+from attribkit.engine.lean.shortcuts import MOST, Settings, has_vectors, is_exact, torchs_back, torchs_up
+from attribkit.engine.lean.standin import StandIn, is_in_order, is_plain
+from attribkit.engine.lean.step import Step
+from attribkit.engine.lean.trials import noise, trial_of
+from attribkit.engine.lean.weighted import SCALED, BatchNorm
+from attribkit.engine.ops import functions_named
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from attribkit.engine.lean.convolutions import Convolution
+    from attribkit.engine.splice import FunctionCall
+    from attribkit.engine.table import Table
+
+#: Bytes of the larger of a convolution's input and output below which either order takes no time to speak of.
+LARGE_ENOUGH = 1 << 22
+
+_ORDER = torch.channels_last
+_backward = torch.ops.aten.convolution_backward.default
+#: Inverse layers for which the order of a signal makes no difference.
+_ANY_ORDER = (Rectify, GatedRectify, Unpool, PassThrough)
+#: Models in which maps had to be laid out anew as often as they had not.
+_in_vain = WeakIdKeyDictionary()
+#: By model: the inputs of the first convolution in question that there have been.
+_starts = WeakIdKeyDictionary()
+
+
+@functools.cache
+def _steps() -> frozenset[Any]:
+    """Return the functions whose lean steps take maps in either order."""
+    return frozenset(functions_named("conv2d batch_norm relu relu_ relu6 hardtanh hardtanh_ leaky_relu leaky_relu_"))
+
+
+@functools.cache
+def _sums() -> frozenset[Any]:
+    return frozenset(functions_named("add add_"))
+
+
+def pixels_up(x: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """Convolve an input pixel by pixel."""
+    x, weight = x.contiguous(memory_format=_ORDER), weight.contiguous(memory_format=_ORDER)
+    return F.conv2d(x, weight, None, settings.stride, settings.padding, 1, settings.groups)
+
+
+def pixels_back(signal: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """Carry a signal back pixel by pixel."""
+    signal, weight = signal.contiguous(memory_format=_ORDER), weight.contiguous(memory_format=_ORDER)
+    channels, (height, width) = weight.shape[1] * settings.groups, settings.size
+    stride = (channels * height * width, 1, width * channels, channels)
+    shape = torch.Size((len(signal), channels, height, width))
+    x = StandIn(shape, stride, signal.dtype, signal.device, is_contiguous=False).beside(signal)
+    how = (settings.stride, settings.padding, [1, 1], False, [0, 0], settings.groups)
+    found: Tensor = _backward(signal, x, weight, None, *how, [True, False, False])[0]
+    return found
+
+
+class PixelConvolution(Step):
+    """A convolution, each channel for itself or 1×1, of maps that lie pixel by pixel.
+
+    Parameters
+    ----------
+    weight
+        [O, C / groups, kernel height, kernel width].
+    settings
+        Of the convolution.
+    starts
+        Whether its input lies channel by channel; the signal then leaves it so.
+    """
+
+    def __init__(self, weight: Tensor, settings: Settings, *, starts: bool) -> None:
+        self.kept = (weight,)
+        self.settings = settings
+        self.starts = starts
+
+    def run(self, call: FunctionCall) -> Tensor:
+        """Run the operation."""
+        return pixels_up(call.args[0], self.kept[0], self.settings)
+
+    def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
+        """Convolve with the transposed weights."""
+        if not is_plain(signal):
+            return torchs_back(signal, kept[0], self.settings)
+        found = pixels_back(signal, kept[0], self.settings)
+        return found.contiguous() if self.starts else found
+
+
+class Pixels:
+    """The maps of one forward pass that lie pixel by pixel although torch would have laid them out otherwise.
+
+    Parameters
+    ----------
+    model
+        The model.
+    table
+        What is attached to it.
+    possible
+        Whether there may be any such maps.
+
+    Attributes
+    ----------
+    any : bool
+        Whether there have been any yet.
+    """
+
+    def __init__(self, model: nn.Module, table: Table, *, possible: bool) -> None:
+        self.any = False
+        self._model = weakref.ref(model)
+        self._possible = (
+            possible
+            and model not in _in_vain
+            and all(type(layer) in _ANY_ORDER for layer in table.layers())
+            and is_exact()
+            and has_vectors()
+        )
+        self._maps: dict[int, TensorWeakRef] = {}
+        self._start: torch.Size | None = None  # the input of the first convolution in question
+        self._is_known = False
+        self._saved = 0  # bytes that torch would have laid out anew
+        self._spent = 0  # bytes that are laid out anew on behalf of this
+
+    def holds(self, tensor: Any) -> bool:
+        """Tell whether a tensor is one of these maps."""
+        ref = self._maps.get(id(tensor))
+        return ref is not None and ref() is tensor
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def convolution(self, step: Convolution, x: Tensor) -> Step | None:
+        """Return the step to take in place of a convolution's; None where torch's order is as good, or the result's.
+
+        Its input is laid out anew in the latter case.
+        """
+        (weight,) = step.kept
+        settings = self._settings(step, x, weight)
+        if settings is None:
+            return None
+        found = PixelConvolution(weight, settings, starts=not self.holds(x))
+        size = torch.Size((len(x), len(weight), *settings.windows(weight.shape[2:])))
+        larger = max(x.numel(), size.numel()) * x.element_size()
+        if larger < LARGE_ENOUGH or size.numel() < SCALED or (x.numel() + size.numel()) * x.element_size() > MOST:
+            return None
+        if self._is_first(x.shape):
+            return None
+        for torchs, way, maps in ((torchs_up, pixels_up, x.shape), (torchs_back, pixels_back, size)):
+            if trial_of(torchs, (way,), settings, maps, weight.shape, library=True).tried() is None:
+                return None
+        self._saved += (x.numel() + size.numel()) * x.element_size()
+        self._spent += x.numel() * x.element_size() if found.starts else 0
+        return found
+
+    def _is_first(self, size: torch.Size) -> bool:
+        """Tell whether this is the model's first pass on an input of its size: trials would take twice as long."""
+        model = self._model()
+        if self._start is None:
+            known = _starts.setdefault(model, set())  # type: ignore[no-untyped-call]
+            self._start, self._is_known = size, size in known
+            known.add(size)
+        return not self._is_known
+
+    def _settings(self, step: Convolution, x: Tensor, weight: Tensor) -> Settings | None:
+        """Return the settings of a convolution that may be taken pixel by pixel, None for others."""
+        if not self._possible or x.ndim != 4 or x.device.type != "cpu" or x.dtype != torch.float32:
+            return None
+        if step.bias is not None or step.dilation != [1, 1] or not is_in_order(weight):
+            return None
+        held = self.holds(x)
+        if not held and not is_in_order(x):  # somebody else has laid it out
+            return None
+        channels = x.shape[1]
+        if channels == 1 or x.shape[2] * x.shape[3] == 1 or len(weight) == 1:  # either order is both
+            return None
+        each_for_itself = step.groups == channels == len(weight)
+        pointwise = step.groups == 1 and weight.shape[2:] == (1, 1) and step.stride == [1, 1] and step.padding == [0, 0]
+        if not each_for_itself and not (pointwise and held):
+            return None
+        (down, right), (above, left), (height, width) = step.stride, step.padding, x.shape[2:]
+        return Settings((down, right), (above, left), (height, width), step.groups)
+
+    def takes(self, step: Step, x: Tensor) -> bool:
+        """Tell whether a step other than a convolution's takes these maps as they are."""
+        return not isinstance(step, BatchNorm) or _is_same_norm(x.shape, torch.get_num_threads())
+
+    # -- maps ------------------------------------------------------------------------------------------------------
+
+    def meets(self, function: Any, args: Any, kwargs: Any) -> bool:
+        """Lay out what a function is about to be given as it would be; tell whether it is a sum that need not be."""
+        if function in _steps():
+            return False
+        if function in _sums() and not kwargs and len(args) == 2 and all(map(self.holds, args)):
+            return bool(args[0].shape == args[1].shape)
+        self.restore_in(args, kwargs)
+        return False
+
+    def note(self, tensor: Any) -> None:
+        """Note that a tensor may be such maps."""
+        if isinstance(tensor, Tensor) and tensor.ndim == 4 and not tensor.is_contiguous():
+            self.any = True
+            self._maps[id(tensor)] = TensorWeakRef(tensor)
+
+    def restore_in(self, *trees: Any) -> None:
+        """Lay out these maps among arguments as torch would have."""
+        if self._maps:
+            for leaf in tree_leaves(trees):
+                if isinstance(leaf, Tensor):
+                    self.restore(leaf)
+
+    def restore(self, tensor: Tensor) -> None:
+        """Lay out a tensor as torch would have if it is one of these maps: its values stay, and so does its place."""
+        if self.holds(tensor):
+            del self._maps[id(tensor)]
+            with torch._C.DisableTorchFunction():
+                self._spent += tensor.numel() * tensor.element_size()
+                tensor.data = tensor.detach().contiguous()
+
+    def close(self, *, complete: bool) -> None:
+        """Restore what is left at the end of the pass; note a model in which all of it has not been worth it."""
+        for ref in list(self._maps.values()):
+            tensor = ref()
+            if tensor is not None:
+                self.restore(tensor)
+        self._maps.clear()
+        if complete and 2 * self._spent > self._saved > 0:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Have the model's next passes go without such maps."""
+        model = self._model()
+        if model is not None:
+            _in_vain[model] = True
+
+
+@functools.lru_cache(maxsize=256)
+def _is_same_norm(shape: torch.Size, threads: int) -> bool:
+    """Tell whether torch's batch norm gives the same bits in either order."""
+    generator = torch.Generator().manual_seed(0)  # not the caller's
+    x = noise(shape, generator)
+    mean, variance, weight, bias = (noise(shape[1:2], generator) for _ in range(4))
+    statistics = (mean, variance + 1, weight, bias)
+    torchs, ours = (F.batch_norm(maps, *statistics) for maps in (x, x.contiguous(memory_format=_ORDER)))
+    return torch.equal(torchs, ours)

@@ -1,0 +1,472 @@
+"""Maps that lie pixel by pixel: the same bits as torch's, and nobody but the steps gets to see them so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import attribkit as ak
+from attribkit.engine.lean import pixels, shortcuts, weighted
+from attribkit.engine.lean.pixels import PixelConvolution
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "small_ones"),
+    pytest.mark.skipif(
+        not shortcuts.has_vectors(), reason="torch has no vector instructions of oneDNN's on this machine"
+    ),
+]
+
+METHODS = ["gradient", "guided_backprop", "deconvnet"]
+CHANNELS = 8
+
+
+@pytest.fixture
+def small_ones(monkeypatch):
+    """Take small maps for large ones: they are worth it nowhere else than in tests."""
+    monkeypatch.setattr(pixels, "LARGE_ENOUGH", 0)
+    monkeypatch.setattr(pixels, "SCALED", 0)
+    monkeypatch.setattr(weighted, "SCALED", 0)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Which convolutions have been taken pixel by pixel, by their kernels' sizes."""
+    seen = []
+    run = PixelConvolution.run
+
+    def noted(self, call):
+        seen.append(tuple(self.kept[0].shape[2:]))
+        return run(self, call)
+
+    monkeypatch.setattr(PixelConvolution, "run", noted)
+    return seen
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    """Take convolutions pixel by pixel whatever their last bits: which are the same depends on the machine."""
+
+    class Taken:
+        def __init__(self, torchs, ways, *sizes, **how):
+            self.ways = ways
+
+        def tried(self):
+            return self.ways[0]
+
+    monkeypatch.setattr(pixels, "trial_of", Taken)
+
+
+def close(found, expected):
+    assert expected.any()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+class Block(nn.Module):
+    """Expands, convolves each channel for itself, projects; as MobileNetV2 does it, with whatever is in the middle."""
+
+    def __init__(self, middle=None, *, act=nn.ReLU6, stride=1):
+        super().__init__()
+        wide = 2 * CHANNELS
+        self.expand = nn.Conv2d(CHANNELS, wide, 1, bias=False)
+        self.bn1, self.act1 = nn.BatchNorm2d(wide), act()
+        self.depthwise = nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False)
+        self.bn2, self.act2 = nn.BatchNorm2d(wide), act()
+        self.middle = middle
+        self.project = nn.Conv2d(wide, CHANNELS, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(CHANNELS)
+        self.stride = stride
+
+    def forward(self, x):
+        y = self.act1(self.bn1(self.expand(x)))
+        y = self.act2(self.bn2(self.depthwise(y)))
+        y = y if self.middle is None else self.middle(y)
+        y = self.bn3(self.project(y))
+        return y + x if self.stride == 1 else y
+
+
+def net(*blocks):
+    model = nn.Sequential(
+        nn.Conv2d(3, CHANNELS, 3, padding=1, bias=False),
+        nn.BatchNorm2d(CHANNELS),
+        nn.ReLU6(),
+        *blocks,
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * CHANNELS, 5),
+    )
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
+            module.reset_parameters()
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model.eval()
+
+
+def images(seed=0, size=20):
+    return torch.randn(2, 3, size, size - 2, generator=torch.Generator().manual_seed(seed))
+
+
+def autograds(model, x, target=1):
+    x = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(model(x)[:, target].sum(), x)
+    return found
+
+
+def explained(model, x, method="gradient", target=1):
+    """The map of the third call: the first tries nothing, the second does."""
+    for _ in range(2):
+        ak.attribute(model, x, method, target)
+    return ak.attribute(model, x, method, target).values
+
+
+# -- the same bits -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_gradient_is_autograds_to_the_bit(act, inplace, stride, taken):
+    def made():
+        return act(inplace=inplace)
+
+    model, x = net(Block(act=made), Block(act=made, stride=stride), Block(act=made)), images()
+    expected = autograds(model, x)
+    for call in range(4):
+        found = ak.attribute(model, x, "gradient", 1).values
+        assert torch.equal(found, expected)
+        assert found.is_contiguous()
+        assert bool(taken) == (call > 0)
+
+
+@pytest.mark.usefixtures("forced")
+def test_a_chain_stays_as_it_is(taken):
+    model, x = net(Block(stride=2), Block()), images()
+    close(explained(model, x), autograds(model, x))
+    # the first expansion comes before the first convolution that is worth it; from there on nothing is laid out anew
+    assert taken == 2 * [(3, 3), (1, 1), (1, 1), (3, 3), (1, 1)]
+
+
+@pytest.mark.parametrize("method", ["guided_backprop", "deconvnet"])
+def test_the_other_methods_maps_are_the_same(method, monkeypatch, taken):
+    model, x = net(Block(), Block(act=nn.ReLU)), images()
+    found = explained(model, x, method)
+    assert taken
+    taken.clear()
+    monkeypatch.setattr(pixels, "LARGE_ENOUGH", 1 << 40)
+    expected = explained(model, x, method)
+    assert not taken
+    assert torch.equal(found, expected)
+
+
+def test_another_size_and_another_batch(taken):
+    model = net(Block(), Block())
+    for x in (images(), images(1, 15), images(2, 20)[:1], images(3, 24)):
+        assert torch.equal(explained(model, x), autograds(model, x))
+    assert taken
+
+
+# -- everybody else ----------------------------------------------------------------------------------------------------
+
+
+class Looks(nn.Module):
+    """Applies a function, and notes how what it is given lies in memory."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.seen = function, []
+
+    def forward(self, x):
+        y = self.function(x)
+        self.seen.append(x.stride())
+        return y
+
+
+def in_numpy(x):
+    return x * float(x.detach().numpy().reshape(-1)[5])
+
+
+def by_strides(x):
+    return x.as_strided(x.shape, x.stride())
+
+
+def hooked(x):
+    x.register_hook(lambda grad: grad.view(-1).view(grad.shape) * 2)
+    return x.view(x.shape)
+
+
+def added_to_itself(x):
+    y = x + x  # lies as it does
+    return y.view(2, -1).view(x.shape)
+
+
+def added_in_place(x):
+    x += 1
+    return x.view(x.shape)
+
+
+def added_from_elsewhere(x):
+    return (x + torch.ones(x.shape)).view(x.shape)
+
+
+def through_out(x):
+    with torch.no_grad():
+        out = torch.empty_like(x)
+        torch.mul(x.detach(), 2, out=out)
+    return x * out.view(x.shape)
+
+
+class Own(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view(-1).view(x.shape) * 3
+
+    @staticmethod
+    def backward(ctx, signal):
+        return signal * 3
+
+
+CONSUMERS = {
+    "view": lambda x: x.view(2, -1).view(x.shape),
+    "flatten": lambda x: F.layer_norm(x.flatten(1), (x[0].numel(),)).view(x.shape),
+    "mean": lambda x: x - x.mean((2, 3), keepdim=True),
+    "squeeze and excite": lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
+    "silu": F.silu,
+    "pad": lambda x: F.pad(x, (1, 0, 0, 0))[..., 1:],
+    "cat": lambda x: torch.cat([x[:, :3], x[:, 3:]], 1),
+    "index": lambda x: x.flip(1) + x[:, :1],
+    "max pool": lambda x: F.max_pool2d(x, 3, 1, 1),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2)[..., ::2, ::2],
+    "aten": torch.ops.aten.silu.default,
+    "contiguous": lambda x: x.contiguous().view(x.shape),
+    "method by keyword": lambda x: torch.relu(input=x).view(x.shape),
+    "in training": lambda x: F.batch_norm(x, None, None, training=True),
+    "dense convolution": lambda x: F.conv2d(x, torch.ones(x.shape[1], x.shape[1], 3, 3) / 9, padding=1),
+    "with bias": lambda x: F.conv2d(x, torch.ones(x.shape[1], 1, 3, 3), torch.ones(x.shape[1]), 1, 1, 1, x.shape[1]),
+    "numpy": in_numpy,
+    "strides": by_strides,
+    "hook": hooked,
+    "itself": added_to_itself,
+    "in place": added_in_place,
+    "elsewhere": added_from_elsewhere,
+    "weighted": lambda x: torch.add(x, x, alpha=2).view(x.shape),
+    "out": through_out,
+    "own function": Own.apply,
+    "checkpoint": lambda x: torch.utils.checkpoint.checkpoint(
+        lambda y: y.view(-1).view(y.shape), x, use_reentrant=False
+    ),
+}
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_all_other_functions_get_maps_as_torch_lays_them_out(name, taken, monkeypatch):
+    monkeypatch.setattr(pixels.Pixels, "give_up", lambda self: None)
+    looks = Looks(CONSUMERS[name])
+    model, x = net(Block(), Block(looks), Block()), images()
+    expected = autograds(model, x)
+    (as_it_lies,) = set(looks.seen)
+    found = explained(model, x)
+    assert taken
+    assert set(looks.seen) == {as_it_lies}
+    close(found, expected)
+
+
+@pytest.mark.usefixtures("forced")
+def test_hooks_and_attributes_of_the_model_get_them_so(taken):
+    kept = []
+
+    class Keeps(nn.Module):
+        def forward(self, x):
+            kept.append(x)
+            return x
+
+    strides = []
+    model, x = net(Block(), Block(Keeps()), Block()), images()
+    model[3].depthwise.register_forward_hook(lambda module, args, output: strides.append(output.stride()))
+    expected = autograds(model, x)
+    close(explained(model, x), expected)
+    assert taken
+    assert len(set(strides)) == 1
+    assert {y.stride() for y in kept} == {(16 * 20 * 18, 20 * 18, 18, 1)}
+    for y in kept:
+        close(y.detach(), kept[0].detach())
+
+
+@pytest.mark.usefixtures("forced")
+def test_an_exception_leaves_none(taken):
+    kept = []
+
+    class Fails(nn.Module):
+        failing = False
+
+        def forward(self, x):
+            kept.append(x)
+            if self.failing:
+                raise ValueError("on purpose")
+            return x
+
+    fails = Fails()
+    model, x = net(Block(), Block(fails)), images()
+    explained(model, x)
+    assert taken
+    kept.clear()
+    fails.failing = True
+    with pytest.raises(ValueError, match="on purpose"):
+        ak.attribute(model, x, "gradient", 1)
+    assert [y.is_contiguous() for y in kept] == [True]
+
+
+@pytest.mark.usefixtures("forced")
+def test_what_the_model_returns(taken):
+    class Returns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = net(Block(), Block())[:5]
+
+        def forward(self, x):
+            return self.body(x)
+
+    model, x = Returns().eval(), images()
+    seen = []
+
+    def score(output):
+        seen.append(output.stride())
+        return output.view(2, -1).sum(1)
+
+    y = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(model(y).view(2, -1).sum(), y)
+    close(explained(model, x, target=score), expected)
+    assert taken
+    assert len(set(seen)) == 1
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layer", ["4.depthwise", "4.bn2", "4.act2", "4", "3.add"])
+def test_units(layer, method, monkeypatch, taken):
+    model, x = net(Block(act=nn.ReLU), Block(act=nn.ReLU), Block()), images()
+    for position in ("max", "all", (8, 7)):
+        unit = ak.Unit(layer, 2, position)
+        with monkeypatch.context() as patch:
+            patch.setattr(pixels, "LARGE_ENOUGH", 1 << 40)
+            expected = explained(model, x, method, unit)
+        assert not taken
+        found = explained(model, x, method, unit)
+        assert taken
+        taken.clear()
+        pixels._starts.pop(model)
+        close(found, expected)
+
+
+def viewed(x):
+    return x.view(x.size(0), -1).view(x.size(0), x.size(1), x.size(2), x.size(3))
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_a_function_that_nobody_sees_and_that_fails_for_it(taken):
+    """Function modes do not see what is scripted: the pass is made again, in torch's order."""
+    model, x = net(Block(), Block(torch.jit.script(viewed))), images()
+    close(explained(model, x), autograds(model, x))
+    assert taken
+    assert model in pixels._in_vain
+    taken.clear()
+    close(explained(model, x), autograds(model, x))
+    assert not taken
+
+
+@pytest.mark.usefixtures("forced")
+def test_an_error_of_the_models_own_comes_out(taken):
+    calls = []
+
+    class Fails(nn.Module):
+        def forward(self, x):
+            calls.append(x)
+            return x.view(7) if len(calls) > 3 else x
+
+    model, x = net(Block(stride=2), Block(), Block(Fails())), images()
+    explained(model, x)
+    assert taken
+    with pytest.raises(RuntimeError, match=r"shape '\[7\]' is invalid"):
+        ak.attribute(model, x, "gradient", 1)
+    assert len(calls) == 5
+
+
+# -- where they are not taken ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["pixels_up", "pixels_back"])
+def test_other_bits_are_refused(way, monkeypatch, taken):
+    right = getattr(pixels, way)
+    monkeypatch.setattr(pixels, way, lambda *args: right(*args) * (1 + 1e-6))
+    model, x = net(Block(), Block()), images()
+    assert torch.equal(explained(model, x), autograds(model, x))
+    assert not taken
+
+
+@pytest.mark.usefixtures("forced")
+def test_a_norm_of_other_bits_gets_them_as_torch_lays_them_out(monkeypatch, taken):
+    monkeypatch.setattr(pixels, "_is_same_norm", lambda *args: False)
+    strides = []
+    batch_norm = weighted.BatchNorm.of.__func__
+
+    def noted(cls, x, call):
+        strides.append(x.is_contiguous())
+        return batch_norm(cls, x, call)
+
+    model, x = net(Block(), Block()), images()
+    expected = autograds(model, x)
+    assert torch.equal(explained(model, x), expected)
+    assert taken
+
+
+def test_where_it_is_not_worth_it(taken):
+    """Every convolution's output goes to a function that takes it in torch's order only."""
+    model, x = net(Block(act=nn.SiLU), Block(act=nn.SiLU)), images()
+    expected = autograds(model, x)
+    assert torch.equal(explained(model, x), expected)
+    assert taken
+    assert model in pixels._in_vain
+    taken.clear()
+    assert torch.equal(explained(model, x), expected)
+    assert not taken
+
+
+class Doubled(ak.InverseLayer):
+    def carry(self, signal, site):
+        return 2 * signal.view(-1).view(signal.shape)
+
+
+class Doubles(ak.InverseMethod):
+    name = "doubles"
+    inverse_layers = {"rectifier": Doubled()}
+
+
+def test_inverse_layers_of_others_get_signals_in_torchs_order(taken):
+    assert explained(net(Block(), Block()), images(), Doubles).any()
+    assert not taken
+
+
+def test_maps_that_the_model_lays_out_itself_are_left_so(taken):
+    model = net(Block(), Block()).to(memory_format=torch.channels_last)
+    x = images().contiguous(memory_format=torch.channels_last)
+    assert torch.equal(explained(model, x), autograds(model, x))
+    assert not taken
+
+
+def test_doubles_are_left_to_torch(taken):
+    model, x = net(Block(), Block()).double(), images().double()
+    assert torch.equal(explained(model, x), autograds(model, x))
+    assert not taken
+
+
+def test_coarser_convolutions_are_left_to_torch(monkeypatch, taken):
+    monkeypatch.setattr(pixels, "is_exact", lambda: False)
+    explained(net(Block(), Block()), images())
+    assert not taken
