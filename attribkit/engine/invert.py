@@ -125,7 +125,7 @@ def up(
     lean, layouts
         See `Walk`. A model that differentiates on its way up runs a second time, with every operation's own graph.
     """
-    again = False
+    again = failed = False
     while True:
         how = {"layouts": layouts, "lean": lean and not again, "keeps_graphs": again}
         walk = Walk(model, table, vocabulary(), layers=[layer], stop=layer is not None, **how)
@@ -135,10 +135,11 @@ def up(
         except (GraphWanted, Exception) as error:
             if walk.wanted and not again:
                 again = True
-            elif walk.lean is None or not walk.lean.pixels.any or type(error) is not RuntimeError:
+            elif failed or walk.lean is None or not walk.lean.pixels.any or type(error) is not RuntimeError:
                 raise
             else:  # torch's own, maybe of something that nobody has seen get hold of a map laid out otherwise
                 walk.lean.pixels.give_up()
+                failed = True
         else:
             if not walk.wanted or again:  # or the model has caught it
                 return walk, output
