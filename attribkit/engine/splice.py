@@ -87,8 +87,6 @@ class Splicer:
         if layer is None:
             self.rescue(call.operation, call.function, call.args, call.kwargs)
             return call.run(), False
-        if self.lean is not None and self.lean.pixels.any:
-            self.lean.pixels.restore_in(call.args, call.kwargs)
         leaves, spec = tree_flatten((call.args, call.kwargs))
         record = _Parameters(call.operation, leaves, spec)
         pending, aliases = self.prepare(name, kind, module, layer, leaves, record.by_name)

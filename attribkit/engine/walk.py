@@ -309,7 +309,6 @@ class Walk:
         if known is None or known.kind not in ("rectifier", "hardtanh") or has_forward_of(module, known.cls):
             return False
         if module not in self._probed:
-            self._restore(args, kwargs)
             self._probed[module] = not calls_a_rectifier(module, self.vocabulary, args, kwargs)
         return self._probed[module]
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import timm.layers
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import attribkit as ak
-from attribkit.engine.lean import pixels, shortcuts, weighted
+from attribkit.engine.layers import PassThrough
+from attribkit.engine.lean import convolutions, pixels, rectifiers, shortcuts, weighted
 from attribkit.engine.lean.pixels import PixelConvolution
+from attribkit.engine.walk import Walk
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "small_ones"),
@@ -66,12 +71,12 @@ def close(found, expected):
 class Block(nn.Module):
     """Expands, convolves each channel for itself, projects; as MobileNetV2 does it, with whatever is in the middle."""
 
-    def __init__(self, middle=None, *, act=nn.ReLU6, stride=1):
+    def __init__(self, middle=None, *, act=nn.ReLU6, stride=1, dilation=1):
         super().__init__()
         wide = 2 * CHANNELS
         self.expand = nn.Conv2d(CHANNELS, wide, 1, bias=False)
         self.bn1, self.act1 = nn.BatchNorm2d(wide), act()
-        self.depthwise = nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False)
+        self.depthwise = nn.Conv2d(wide, wide, 3, stride, dilation, dilation, wide, bias=False)
         self.bn2, self.act2 = nn.BatchNorm2d(wide), act()
         self.middle = middle
         self.project = nn.Conv2d(wide, CHANNELS, 1, bias=False)
@@ -162,6 +167,33 @@ def test_the_other_methods_maps_are_the_same(method, monkeypatch, taken):
     expected = explained(model, x, method)
     assert not taken
     assert torch.equal(found, expected)
+
+
+@pytest.mark.usefixtures("forced")
+def test_signals_lie_as_the_maps_do(monkeypatch, taken):
+    """Steps of maps that lie pixel by pixel get signals so, whoever hands them on, all others in torch's order."""
+    seen = set()
+    for kind in (convolutions.Convolution, PixelConvolution, weighted.BatchNorm, rectifiers.PiecewiseLinear):
+
+        def back(step, signal, kept, alone=False, *, kind=kind, original=kind.back):
+            order = torch.channels_last if step.by_pixels else torch.contiguous_format
+            seen.add((kind.__name__, step.by_pixels))
+            assert signal.is_contiguous(memory_format=order)
+            return original(step, signal, kept, alone)
+
+        monkeypatch.setattr(kind, "back", back)
+    explained(net(Block(), Block(nn.MaxPool2d(3, 1, 1), stride=2), Block()), images())
+    assert taken
+    both = {(name, by_pixels) for name in ("BatchNorm", "PiecewiseLinear") for by_pixels in (False, True)}
+    assert seen == {("Convolution", False), ("PixelConvolution", True), *both}
+
+
+@pytest.mark.usefixtures("forced")
+def test_a_dilated_kernel(taken):
+    model, x = net(Block(stride=2), Block(dilation=2), Block()), images()
+    close(explained(model, x), autograds(model, x))
+    assert taken.count((3, 3)) == 2 * 2
+    assert model not in pixels._in_vain
 
 
 def test_another_size_and_another_batch(taken):
@@ -346,6 +378,71 @@ def test_what_the_model_returns(taken):
     assert len(set(seen)) == 1
 
 
+class Opaque(nn.ReLU):
+    """Rectifies by no rectifier of torch's, so that the module is one operation as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        y = F.conv2d(x, torch.ones(x.shape[1], 1, 3, 3), None, 1, 1, 1, x.shape[1])
+        self.seen.append(y.stride())
+        return torch.where(y > 0, y, 0 * y)
+
+
+class Whole(timm.layers.Swish):
+    """Known as one operation as a whole, although it is written from others."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        y = F.relu(x)
+        self.seen.append(y.stride())
+        return y
+
+
+class SkipsTheMiddle(ak.InverseMethod):
+    name = "skips_the_middle"
+    inverse_layers = {re.compile(r"4\.middle"): PassThrough()}
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize("kind", [Opaque, Whole])
+def test_modules_that_are_one_operation(kind, taken):
+    whole = kind()
+    model, x = net(Block(), Block(whole), Block()), images()
+    close(explained(model, x), autograds(model, x))
+    assert taken
+    assert len(set(whole.seen)) == 1
+
+
+@pytest.mark.usefixtures("forced")
+def test_modules_that_are_taken_for_one_operation():
+    looks = Looks(lambda x: 1 * x)
+    model = net(Block(), Block(looks), Block())
+    explained(model, images(), SkipsTheMiddle)
+    assert len(set(looks.seen)) == 1
+
+
+@pytest.mark.usefixtures("forced")
+def test_what_is_caught_of_a_layer_is_laid_out_as_torch_does(monkeypatch, taken):
+    caught = []
+    catch = Walk.catch
+
+    def noted(self, layer):
+        found = catch(self, layer)
+        caught.append(found.value.is_contiguous())
+        return found
+
+    monkeypatch.setattr(Walk, "catch", noted)
+    explained(net(Block(), Block()), images(), target=ak.Unit("4.bn2", 1))
+    assert taken
+    assert caught == [True] * 3
+
+
 @pytest.mark.usefixtures("forced")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("layer", ["4.depthwise", "4.bn2", "4.act2", "4", "3.add"])
@@ -413,17 +510,18 @@ def test_other_bits_are_refused(way, monkeypatch, taken):
 @pytest.mark.usefixtures("forced")
 def test_a_norm_of_other_bits_gets_them_as_torch_lays_them_out(monkeypatch, taken):
     monkeypatch.setattr(pixels, "_is_same_norm", lambda *args: False)
-    strides = []
-    batch_norm = weighted.BatchNorm.of.__func__
+    seen = []
+    run = weighted.BatchNorm.run
 
-    def noted(cls, x, call):
-        strides.append(x.is_contiguous())
-        return batch_norm(cls, x, call)
+    def noted(self, call):
+        seen.append(call.args[0].is_contiguous())
+        return run(self, call)
 
+    monkeypatch.setattr(weighted.BatchNorm, "run", noted)
     model, x = net(Block(), Block()), images()
-    expected = autograds(model, x)
-    assert torch.equal(explained(model, x), expected)
+    close(explained(model, x), autograds(model, x))
     assert taken
+    assert all(seen)
 
 
 def test_where_it_is_not_worth_it(taken):
@@ -456,6 +554,8 @@ def test_inverse_layers_of_others_get_signals_in_torchs_order(taken):
 def test_maps_that_the_model_lays_out_itself_are_left_so(taken):
     model = net(Block(), Block()).to(memory_format=torch.channels_last)
     x = images().contiguous(memory_format=torch.channels_last)
+    assert torch.equal(explained(model, x), autograds(model, x))
+    model = net(Block(), Block())
     assert torch.equal(explained(model, x), autograds(model, x))
     assert not taken
 
