@@ -126,7 +126,7 @@ def occlusion_study(
     target
         The class; None: the model's answer.
     layer
-        Where the feature map is; None: the top convolution layer (after its rectifier).
+        Where the feature map is; None: the top layer with maps, ``relu5`` of ZFNet (of a transformer the last block).
     channel
         The feature map; None: the one with the largest total activity on the clean image.
     others
