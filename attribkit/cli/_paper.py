@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -38,9 +39,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def model_options(out: str) -> Callable[[Command], Command]:
-    """Return a decorator that adds ``--model``, ``--weights``, ``--device`` and ``--out``, its default ``out``."""
+    """Return a decorator that adds ``--model``, ``--weights``, ``--device`` and ``--out``, its default ``out``.
 
-    def add(command: Command) -> Command:
+    The command begins only where the folder can be written into.
+    """
+
+    def add(body: Command) -> Command:
+        @functools.wraps(body)
+        def checked(*args: Any, out: str, **given: Any) -> Any:
+            from attribkit.cli._output import check_output
+
+            check_output(out)
+            return body(*args, out=out, **given)
+
+        command: Any = checked
         for option in (
             click.option("--out", default=out, show_default=True, metavar="DIR", help="The folder to write into."),
             click.option(
@@ -54,7 +66,7 @@ def model_options(out: str) -> Callable[[Command], Command]:
             ),
         ):
             command = option(command)
-        return command
+        return cast(Command, command)
 
     return add
 

@@ -52,6 +52,7 @@ def probe(
     out: str | None,
 ) -> None:
     """Freeze a model up to a layer and fit a new classifier on its features (paper, Tables 4 to 7)."""
+    from attribkit.cli._output import check_output
     from attribkit.cli._session import usable_device
     from attribkit.datasets import First, open_images, splits
     from attribkit.models.loading import load_model
@@ -59,6 +60,8 @@ def probe(
     from attribkit.training import probe as run
     from attribkit.training.generalisation import write_probe
 
+    if out is not None:
+        check_output(out)
     chosen = usable_device(device)
     parts = splits(data)
     train = open_images(data, "train" if "train" in parts else None)

@@ -330,6 +330,10 @@ def test_a_damaged_image_is_named(tmp_path):
     (tmp_path / "data" / "b" / "1.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(ImageError, match=r"b.1\.png"):
         train(str(tmp_path / "data"), tmp_path / "run", recipe(), network=tiny(channels=3, classes=2))
+    (tmp_path / "data" / "b" / "0.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(ImageError, match=r"b.0\.png"):  # while the mean is measured: nothing is begun
+        train(str(tmp_path / "data"), tmp_path / "new", recipe(mean="pixel"), network=tiny(channels=3, classes=2))
+    assert not (tmp_path / "new").exists()
 
 
 def test_validation_images_of_other_classes_are_refused(data, tmp_path):
