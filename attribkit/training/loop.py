@@ -105,6 +105,8 @@ class Run:
         self.members.wait()
         with made_folder(self.folder):
             self.normaliser = measure_mean(self.train_pixels, self.recipe, self.network)
+            if self.members.size == 1:  # of several each reads only its share
+                self.val_pixels.read()
             self._snapshot(0)
             self._save()
         self.members.wait()
