@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "chosen",
     "data_options",
-    "is_run",
     "model_options",
     "numbers",
     "open_session",
@@ -31,7 +29,6 @@ __all__ = [
     "sized",
     "source_inputs",
     "stacked",
-    "suggesting_runs",
     "write",
 ]
 
@@ -106,36 +103,7 @@ def open_session(options: dict[str, Any]) -> Session:
     """Load the model that the options name."""
     from attribkit.cli._session import Session
 
-    with suggesting_runs(options["model"]):
-        return Session(options["model"], options["weights"], device=options["device"])
-
-
-@contextmanager
-def suggesting_runs(model: str | None) -> Iterator[None]:
-    """Where a model is not known by its name but a run's folder is called so, have the error say how to name that.
-
-    Raises
-    ------
-    UnknownNameError
-        Instead of the loader's, which knows names of models only.
-    """
-    from attribkit.errors import UnknownNameError
-
-    try:
-        yield
-    except UnknownNameError as error:
-        if model is None or not str(error).startswith("unknown model") or not is_run(model):
-            raise
-        raise UnknownNameError(f"unknown model {model!r}: did you mean 'run/{model}'?") from error
-
-
-def is_run(path: str) -> bool:
-    """Tell whether ``path`` is the folder of a finished run, or the weights in one."""
-    from attribkit.training.finish import WEIGHTS
-
-    found = Path(path)
-    file = found if found.name == WEIGHTS else found / WEIGHTS
-    return file.is_file() and file.with_name("run.json").is_file()
+    return Session(options["model"], options["weights"], device=options["device"])
 
 
 def source_inputs(session: Session, data: str, split: str | None, limit: int | None) -> Inputs:

@@ -16,7 +16,9 @@ def counts(context: click.Context, parameter: click.Parameter, given: str) -> tu
 
 
 @click.command("probe")
-@click.option("--model", required=True, metavar="M", help="As for explain: zfnet-fashion, timm/NAME, MODULE:FACTORY, …")
+@click.option(
+    "--model", required=True, metavar="M", help="As for explain: zfnet-fashion, timm/NAME, run/DIR, MODULE:FACTORY, …"
+)
 @click.option("--weights", metavar="FILE", help="A checkpoint, as for explain.")
 @click.option("--data", required=True, metavar="DATA", help="Labelled images, as for train. Their parts train and test "
               "are used where there are such; else images are held out of each fold.")  # fmt: skip
