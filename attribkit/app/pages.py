@@ -234,14 +234,6 @@ def saveable(session: Session) -> list[tuple[str, str]]:
     return [(item.name, item.key) for item in saving.items(session)]
 
 
-def projectors() -> list[str]:
-    """Return the methods that can project a unit: those given by a table of inverse layers."""
-    import attribkit
-    from attribkit.api import is_table
-
-    return [name for name, info in attribkit.methods().items() if is_table(info.load()())]
-
-
 def header() -> str:
     """Return the page's head."""
     return _render("header")

@@ -122,13 +122,29 @@ class Session:
                 raise
             complaints.append(str(error))
             self._load(replace(default, picture=wanted.picture, display=wanted.display), keep=False, whole=True)
-        subject = self._loaded()
+        return complaints + self._fitted()
+
+    def _fitted(self) -> list[str]:
+        """Leave out of the view what its model does not have; return what that was, a line each."""
+        subject, complaints = self._loaded(), []
+        if self.view.target is not None:
+            try:
+                self._check_class(self.view.target)
+            except InputError as error:
+                complaints.append(str(error))
+                self.change(target=None)
         if self.view.layer is not None and self.view.layer not in subject.shown.layers:
             try:
                 subject.feature_maps(self.view.layer)
             except AttribkitError as error:
                 complaints.append(str(error))
                 self.change(layer=None, channel=None)
+        if self.view.channel is not None:
+            try:
+                self._check_channel(self.view.channel)
+            except AttribkitError as error:
+                complaints.append(str(error))
+                self.change(channel=None)
         return complaints
 
     def choose_model(self, model: str, weights: str = "") -> None:
@@ -152,12 +168,8 @@ class Session:
 
     def choose_class(self, index: int | None) -> None:
         """Explain another class; the most probable one is explained by default."""
-        answer = self._loaded().answer
-        if answer is None:
-            raise InputError("the model gives no class scores: there is no class to explain")
-        if index is not None and index >= len(answer.probabilities):
-            raise InputError(f"class {index} is out of range: the model has {len(answer.probabilities)} classes")
-        self.change(target=None if index == answer.top[0][0] else index)
+        top = self._check_class(index)
+        self.change(target=None if index == top else index)
 
     def choose_methods(self, names: Sequence[str]) -> None:
         """Show other methods' maps."""
@@ -170,9 +182,7 @@ class Session:
 
     def choose_channel(self, channel: int) -> None:
         """Look at another feature map."""
-        count = len(self.feature_maps().maps)
-        if not 0 <= channel < count:
-            raise InputError(f"feature map {channel} is out of range: {self.layer} has {count}, 0 to {count - 1}")
+        self._check_channel(channel)
         self.change(channel=channel)
 
     # -- what it looks at ----------------------------------------------------------------------------------------------
@@ -230,6 +240,21 @@ class Session:
             raise InputError("no model is loaded: choose one")
         return self.subject
 
+    def _check_class(self, index: int | None) -> int:
+        """Return the most probable class; `InputError` where the model has no class ``index``."""
+        answer = self._loaded().answer
+        if answer is None:
+            raise InputError("the model gives no class scores: there is no class to explain")
+        count = len(answer.probabilities)
+        if index is not None and not 0 <= index < count:
+            raise InputError(f"class {index} is out of range: {self.view.model} has {count} classes, 0 to {count - 1}")
+        return answer.top[0][0]
+
+    def _check_channel(self, channel: int) -> None:
+        count = len(self.feature_maps().maps)
+        if not 0 <= channel < count:
+            raise InputError(f"feature map {channel} is out of range: {self.layer} has {count}, 0 to {count - 1}")
+
     def _load(self, wanted: View, keep: bool, whole: bool = False) -> None:
         """Load the model and the picture of a view, and then show it; a failure leaves everything as it was.
 
@@ -256,12 +281,9 @@ class Session:
         if picture.kind and picture.kind != shown.kind and not keep:
             picture = pictures.fitting(shown.kind)
         subject = Subject(shown, picture)
-        answer = subject.answer
+        _ = subject.answer  # a picture that the model does not take fails here
         if not keep:
             wanted = replace(wanted, target=None, layer=None, channel=None)
-        if wanted.target is not None and (answer is None or wanted.target >= len(answer.probabilities)):
-            count = 0 if answer is None else len(answer.probabilities)
-            raise InputError(f"class {wanted.target} is out of range: {wanted.model} has {count} classes")
         if wanted.picture != UPLOADED or self._upload is not None:
             wanted = replace(wanted, picture=picture.key)
         with self._lock:
@@ -279,6 +301,14 @@ def default_view(shelf: Shelf) -> View:
     return View(model=model, picture=pictures.fitting("fashion").key if model == "zfnet-fashion" else "photograph")
 
 
+def projectors() -> list[str]:
+    """Return the methods that can project a unit: those given by a table of inverse layers."""
+    import attribkit
+    from attribkit.api import is_table
+
+    return [name for name, info in attribkit.methods().items() if is_table(info.load()())]
+
+
 def _known_methods(view: View, default: View) -> tuple[View, list[str]]:
     """Return the view without methods that there are not, and what is wrong with it."""
     import attribkit
@@ -287,5 +317,9 @@ def _known_methods(view: View, default: View) -> tuple[View, list[str]]:
     unknown = [name for name in dict.fromkeys((*view.methods, view.projector)) if name not in known]
     complaints = [f"there is no method {name!r}: {did_you_mean(name, known)}" for name in unknown]
     methods = tuple(name for name in view.methods if name in known)
-    projector = view.projector if view.projector in known else default.projector
+    projector = view.projector
+    if projector != default.projector and projector not in (able := projectors()):
+        if projector in known:
+            complaints.append(f"the method {projector!r} cannot project a unit; those that can: {', '.join(able)}")
+        projector = default.projector
     return replace(view, methods=methods or default.methods, projector=projector), complaints

@@ -209,7 +209,9 @@ class Shelf:
         from attribkit.models.loading import suggestion
         from attribkit.plugins import manager
 
-        raise UnknownNameError(f"unknown model {model!r}: {suggestion(model, manager().models)}")
+        # a visitor shall not learn which folders there are
+        known = {prefix: entry for prefix, entry in manager().models.items() if prefix != "run"}
+        raise UnknownNameError(f"unknown model {model!r}: {suggestion(model, known)}")
 
     def _known(self, checkpoint: str) -> str:
         if checkpoint and checkpoint not in self.checkpoints:  # a listed name, so no path leads out of the folder

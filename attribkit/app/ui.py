@@ -10,7 +10,7 @@ import gradio as gr
 
 from attribkit.app import actions, pages, results
 from attribkit.app.changes import Changes, Field
-from attribkit.app.session import Session, Superseded
+from attribkit.app.session import Session, Superseded, projectors
 from attribkit.app.shelf import Shelf
 from attribkit.app.top import Mined
 from attribkit.app.view import SIGNS, WINDOW, Display
@@ -116,7 +116,7 @@ class Page:
                 label="Feature map", precision=0, minimum=0, elem_id="channel", min_width=110
             )
             self.parts["projector"] = gr.Dropdown(
-                [(method_title(name), name) for name in pages.projectors()],
+                [(method_title(name), name) for name in projectors()],
                 value="deconvnet",
                 label="Projected by",
                 elem_id="projector",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attribkit.errors import AttribkitError
+from attribkit.folders import make_folders, remove_empty
 
 _LONGEST_STEM = 160  # bytes; leaves room for ".METHOD.safetensors" within a file system's usual 255
 
@@ -42,7 +43,7 @@ class OutputFolder:
 
     def __enter__(self) -> OutputFolder:
         try:
-            self._make(self.path)
+            make_folders(self.path, self._made)
             self._staging = Path(tempfile.mkdtemp(prefix=".attribkit-", dir=self.path))
         except (OSError, ValueError) as error:
             self._undo()
@@ -96,24 +97,24 @@ class OutputFolder:
         reason = getattr(error, "strerror", None) or str(error)
         return OutputError(f"the output folder {str(self.path)!r} cannot be written: {reason}")
 
-    def _make(self, path: Path) -> None:
-        if path.is_dir():
-            return
-        if path.parent != path:
-            self._make(path.parent)
-        path.mkdir(exist_ok=True)
-        self._made.append(path)
-
     def _undo(self) -> None:
         """Remove what was not committed."""
         if self._staging is not None:
             shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
-        while self._made:
-            try:
-                self._made.pop().rmdir()
-            except OSError:
-                self._made.clear()  # someone else put something there
+        remove_empty(self._made)
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Find out before the work whether its results can be written, and leave everything as it was.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be made, or not be written into.
+    """
+    with OutputFolder(path):
+        pass
 
 
 def file_names(paths: Sequence[Path], methods: Sequence[str]) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "chosen",
     "data_options",
-    "is_run",
     "model_options",
     "numbers",
     "open_session",
@@ -30,7 +29,6 @@ __all__ = [
     "sized",
     "source_inputs",
     "stacked",
-    "suggesting_runs",
     "write",
 ]
 
@@ -38,9 +36,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def model_options(out: str) -> Callable[[Command], Command]:
-    """Return a decorator that adds ``--model``, ``--weights``, ``--device`` and ``--out``, its default ``out``."""
+    """Return a decorator that adds ``--model``, ``--weights``, ``--device`` and ``--out``, its default ``out``.
 
-    def add(command: Command) -> Command:
+    The command begins only where the folder can be written into.
+    """
+
+    def add(body: Command) -> Command:
+        @functools.wraps(body)
+        def checked(*args: Any, out: str, **given: Any) -> Any:
+            from attribkit.cli._output import check_output
+
+            check_output(out)
+            return body(*args, out=out, **given)
+
+        command: Any = checked
         for option in (
             click.option("--out", default=out, show_default=True, metavar="DIR", help="The folder to write into."),
             click.option(
@@ -54,7 +63,7 @@ def model_options(out: str) -> Callable[[Command], Command]:
             ),
         ):
             command = option(command)
-        return command
+        return cast(Command, command)
 
     return add
 
@@ -94,36 +103,7 @@ def open_session(options: dict[str, Any]) -> Session:
     """Load the model that the options name."""
     from attribkit.cli._session import Session
 
-    with suggesting_runs(options["model"]):
-        return Session(options["model"], options["weights"], device=options["device"])
-
-
-@contextmanager
-def suggesting_runs(model: str | None) -> Iterator[None]:
-    """Where a model is not known by its name but a run's folder is called so, have the error say how to name that.
-
-    Raises
-    ------
-    UnknownNameError
-        Instead of the loader's, which knows names of models only.
-    """
-    from attribkit.errors import UnknownNameError
-
-    try:
-        yield
-    except UnknownNameError as error:
-        if model is None or not str(error).startswith("unknown model") or not is_run(model):
-            raise
-        raise UnknownNameError(f"unknown model {model!r}: did you mean 'run/{model}'?") from error
-
-
-def is_run(path: str) -> bool:
-    """Tell whether ``path`` is the folder of a finished run, or the weights in one."""
-    from attribkit.training.finish import WEIGHTS
-
-    found = Path(path)
-    file = found if found.name == WEIGHTS else found / WEIGHTS
-    return file.is_file() and file.with_name("run.json").is_file()
+    return Session(options["model"], options["weights"], device=options["device"])
 
 
 def source_inputs(session: Session, data: str, split: str | None, limit: int | None) -> Inputs:

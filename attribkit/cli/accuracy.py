@@ -40,7 +40,6 @@ def accuracy(
     import json
 
     from attribkit.cli._group import say_warning
-    from attribkit.cli._paper import suggesting_runs
     from attribkit.cli._session import RANDOM, usable_device
     from attribkit.datasets import open_images
     from attribkit.models.loading import load_model
@@ -49,8 +48,7 @@ def accuracy(
 
     chosen = usable_device(device)
     source = open_images(data, split)
-    with suggesting_runs(model):
-        loaded = load_model(model, weights=weights)
+    loaded = load_model(model, weights=weights)
     if loaded.weights == RANDOM:
         say_warning(f"{loaded.name} has random weights: give --weights FILE")
     with shown(sys.stderr.isatty()):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from attribkit.cli._paper import data_options, is_run, model_options, open_session, progress_shown, source_inputs, write
+from attribkit.cli._paper import data_options, model_options, open_session, progress_shown, source_inputs, write
 
 
 @click.command()
@@ -73,6 +73,7 @@ def _own_model(given: str) -> str | None:
         If the folder is of no finished run.
     """
     from attribkit.errors import InputError
+    from attribkit.training.runs import is_run
 
     path = Path(given)
     folder = path if path.is_dir() else path.parent

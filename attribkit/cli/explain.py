@@ -23,7 +23,7 @@ DEFAULT_OUT = "attribkit-report"
     "and torchrun shares the work among processes."
 )
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE|DIR|GLOB|LIST.txt|TAR...")
-@click.option("--model", metavar="M", help="timm/NAME, torchvision/NAME, zfnet or MODULE:FACTORY.")
+@click.option("--model", metavar="M", help="timm/NAME, torchvision/NAME, zfnet, run/DIR or MODULE:FACTORY.")
 @click.option(
     "--weights",
     metavar="FILE",

@@ -29,7 +29,9 @@ def _channels(ctx: click.Context, param: click.Parameter, value: str) -> str | l
     "for each layer, features.json and the crops as .safetensors. Stopped at any moment, the same command goes on from "
     "there; torchrun shares the work among processes."
 )
-@click.option("--model", metavar="M", help="As for explain: timm/NAME, torchvision/NAME, zfnet or MODULE:FACTORY.")
+@click.option(
+    "--model", metavar="M", help="As for explain: timm/NAME, torchvision/NAME, zfnet, run/DIR or MODULE:FACTORY."
+)
 @click.option("--weights", metavar="FILE", help="A checkpoint, as for explain.")
 @click.option(
     "--data",

@@ -8,7 +8,9 @@ import click
 
 
 @click.command("inspect")
-@click.option("--model", metavar="M", help="As for explain: timm/NAME, torchvision/NAME, zfnet or MODULE:FACTORY.")
+@click.option(
+    "--model", metavar="M", help="As for explain: timm/NAME, torchvision/NAME, zfnet, run/DIR or MODULE:FACTORY."
+)
 @click.option("--weights", metavar="FILE", help="A checkpoint, as for explain.")
 @click.option("--method", metavar="NAME", help="Say at each site what this method does there.")
 @click.option("--layers", "layers_only", is_flag=True, help="List the layers most worth a unit, with their outputs.")

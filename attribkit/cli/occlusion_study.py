@@ -13,7 +13,7 @@ from attribkit.cli._paper import data_options, model_options, open_session, prog
 @click.argument("image", metavar="IMAGE")
 @data_options(required=False, help="Other images, to project the same map from: a folder, fashion-sample, …")
 @click.option("--target", default="auto", show_default=True, metavar="CLASS|auto", help="The class: its index or name.")
-@click.option("--layer", metavar="L", help="The feature map's layer.  [default: the top convolution layer]")
+@click.option("--layer", metavar="L", help="The feature map's layer.  [default: the top layer with maps]")
 @click.option("--channel", type=click.IntRange(min=0), metavar="C", help="The feature map.  [default: the most active]")
 @click.option("--window", type=click.IntRange(min=1), metavar="PX", help="The square's side.  [default: 1/7]")
 @click.option("--stride", type=click.IntRange(min=1), metavar="PX", help="Its step.  [default: half the window]")

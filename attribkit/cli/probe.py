@@ -16,7 +16,9 @@ def counts(context: click.Context, parameter: click.Parameter, given: str) -> tu
 
 
 @click.command("probe")
-@click.option("--model", required=True, metavar="M", help="As for explain: zfnet-fashion, timm/NAME, MODULE:FACTORY, …")
+@click.option(
+    "--model", required=True, metavar="M", help="As for explain: zfnet-fashion, timm/NAME, run/DIR, MODULE:FACTORY, …"
+)
 @click.option("--weights", metavar="FILE", help="A checkpoint, as for explain.")
 @click.option("--data", required=True, metavar="DATA", help="Labelled images, as for train. Their parts train and test "
               "are used where there are such; else images are held out of each fold.")  # fmt: skip
@@ -52,6 +54,7 @@ def probe(
     out: str | None,
 ) -> None:
     """Freeze a model up to a layer and fit a new classifier on its features (paper, Tables 4 to 7)."""
+    from attribkit.cli._output import check_output
     from attribkit.cli._session import usable_device
     from attribkit.datasets import First, open_images, splits
     from attribkit.models.loading import load_model
@@ -59,6 +62,8 @@ def probe(
     from attribkit.training import probe as run
     from attribkit.training.generalisation import write_probe
 
+    if out is not None:
+        check_output(out)
     chosen = usable_device(device)
     parts = splits(data)
     train = open_images(data, "train" if "train" in parts else None)

@@ -43,6 +43,7 @@ def report(
 
     from attribkit.attribution import weights_hash
     from attribkit.cli._job import Job
+    from attribkit.cli._output import check_output
     from attribkit.cli._session import Session
     from attribkit.cli._stored import write_page
     from attribkit.plugins import manager
@@ -62,6 +63,8 @@ def report(
     if not positions:
         what = f"no image fits {' or '.join(map(repr, patterns))}" if patterns else "there is no such image"
         raise StoreError(f"{store!r}: {what}, of {opened.images}")
+    folder = Path(out if out is not None else store)
+    check_output(folder)
     spec, file = _model_of(opened.about, opened.note("weights file"), model, weights)
     session = Session(spec, file, labels, device)
     if labels is None and session.labels is None:
@@ -72,7 +75,6 @@ def report(
             f"{store!r} was made with other weights than {session.loaded.name} has here ({session.loaded.weights}):"
             " give those with --weights (and --model)"
         )
-    folder = Path(out if out is not None else store)
     job = Job((), folder, opened.methods, ctx.find_root().meta[COMMAND_LINE], device=device)
     if len(positions) > limit:
         say_warning(f"the first {limit} of {len(positions)} images: --limit takes more, --image others")

@@ -120,8 +120,8 @@ def correspondence(
     parts
         For each part, its box in each input [N, 4]: top, left, bottom, right in pixels, half-open.
     layers
-        Where to measure; None: the top convolution layer with its pool (ZFNet's pool5) and the last linear layer
-        before the classifier (fc7).
+        Where to measure; None: the top layer with maps, with its pool (ZFNet's pool5; of a transformer the last
+        block), and the last fully connected layer before the classifier (fc7).
     trials
         How many times masks of the same sizes are put at random places, uniform over all inside the image; 0: never.
     seed

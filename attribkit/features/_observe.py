@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import attribkit
 from attribkit.engine.inspection import Inspection
 from attribkit.engine.outputs import class_scores
 from attribkit.engine.sites import Site
+from attribkit.engine.state import pristine
 from attribkit.engine.walk import Walk
 from attribkit.errors import InputError, InputTypeError, ModelError
 
@@ -131,39 +133,78 @@ def before_classifier(model: nn.Module, inputs: Tensor) -> str:
 
 
 def last_linear(model: nn.Module, inputs: Tensor) -> str:
-    """Return the last linear layer before the classifier, ``fc7`` of ZFNet; without one, what the classifier works on.
+    """Return the last fully connected layer before the classifier, ``fc7`` of ZFNet.
+
+    One is a linear layer on vectors, or a convolution whose map is a single position, behind the last maps: squeezed
+    channels inside a block are neither. Without one, what the classifier works on.
 
     Raises
     ------
     ModelError
         As `before_classifier`.
     """
-    found = [s.name for s in _sites(model, inputs) if s.kind == "linear" and len(s.output_shape or ()) == 2]
+    sites = _sites(model, inputs)
+    behind = max((i for i, site in enumerate(sites) if _positions(site) > 1), default=-1) + 1
+    found = [s.name for s in sites[behind:] if s.kind in ("linear", "conv")]
     return found[-2] if len(found) > 1 else before_classifier(model, inputs)
 
 
 def top_maps(model: nn.Module, inputs: Tensor, *, pooled: bool) -> str:
-    """Return the top convolution layer: the last rectifier (or max pool) that works on maps, else the last convolution.
+    """Return the top layer that has maps, ``relu5`` or ``pool5`` of ZFNet.
+
+    It is the last rectifier whose output has more than one position (rows and columns, or tokens). A later sum or
+    concatenation with as many positions takes its place: there a block ends that has shortcuts or branches. It bears
+    the name of the module that returns it, where one does. Without such a rectifier it is the last convolution.
 
     Parameters
     ----------
     model, inputs
         The model and an input for it.
     pooled
-        Whether a max pool after the rectifier belongs to the layer.
+        Whether a max pool after it belongs to the layer.
 
     Raises
     ------
     ModelError
         No layer has maps: it must be named.
     """
-    sites = [s for s in _sites(model, inputs) if len(s.output_shape or ()) == 4 and s.layout == "NCHW"]
-    convolution = _last(sites, "conv")
-    if convolution is None:
-        raise ModelError(f"{type(model).__name__} has no convolution: name the layer")
-    kinds = ("rectifier", "max_pool") if pooled else ("rectifier",)
-    found = [site.name for site in sites if site.kind in kinds]
-    return found[-1] if found else sites[convolution].name
+    sites = _sites(model, inputs)
+    maps = [site for site in sites if _positions(site) > 1]
+    top = _last(maps, "rectifier")
+    if top is None:
+        convolutions = [s for s in maps if s.kind == "conv"] or [s for s in sites if s.kind == "conv"]
+        if not convolutions:
+            raise ModelError(f"{type(model).__name__} has no convolution: name the layer")
+        return convolutions[-1].name
+    joined = [s for s in maps[top:] if s.kind in ("sum", "concat") and _positions(s) == _positions(maps[top])]
+    found = joined[-1] if joined else maps[top]
+    if pooled:
+        # of small inputs a pool may leave a single position of several
+        pools = [site.name for site in sites[sites.index(found) :] if site.kind == "max_pool" and _narrows(site)]
+        if pools:
+            return pools[-1]
+    return _returned_by(model, inputs, found) if joined else found.name
+
+
+def _positions(site: Site) -> int:
+    """Return at how many positions a site's output has its features; 0 where that is not known."""
+    if site.layout is None or site.output_shape is None:
+        return 0
+    return math.prod(size for size, letter in zip(site.output_shape, site.layout, strict=True) if letter in "HWT")
+
+
+def _narrows(pool: Site) -> bool:
+    return pool.input_shape is not None and math.prod(pool.input_shape[2:]) > 1
+
+
+def _returned_by(model: nn.Module, inputs: Tensor, site: Site) -> str:
+    """Return the path of the module that returns a site's values, whatever their shape; else the site's name."""
+    if not site.path:
+        return site.name
+    with pristine(model, inputs[:1]):
+        seen = look(model, inputs[:1], [site.name, site.path])
+    same = torch.equal(seen.vectors(site.name), seen.vectors(site.path)) and seen.layouts[site.path] is not None
+    return site.path if same else site.name
 
 
 def _sites(model: nn.Module, inputs: Tensor) -> list[Site]:

@@ -126,7 +126,7 @@ def occlusion_study(
     target
         The class; None: the model's answer.
     layer
-        Where the feature map is; None: the top convolution layer (after its rectifier).
+        Where the feature map is; None: the top layer with maps, ``relu5`` of ZFNet (of a transformer the last block).
     channel
         The feature map; None: the one with the largest total activity on the clean image.
     others
@@ -165,11 +165,17 @@ def occlusion_study(
         raise InputError(f"channel {channel} is out of range: layer {layer!r} has {len(totals)} channels")
     if target is None:
         target = int(probabilities.argmax())
+    if not 0 <= as_int("target", target) < len(probabilities):
+        raise InputError(f"target class {target} is out of range: the model has {len(probabilities)} classes")
+    boxes = _windows(inputs, window, stride)
+    # before the long part: an image that cannot be read, and a method that cannot project, end it
+    found = _driving(model, others, layer, channel, keep) if others is not None else []
+    projected = attribkit.project(model, inputs, layer, [channel], method=method)
     swept = attribkit.attribute(
         model,
         inputs,
         "occlusion",
-        as_int("target", target),
+        target,
         window=window,
         stride=stride,
         fill=fill,
@@ -177,13 +183,11 @@ def occlusion_study(
         unit_layer=layer,
         unit_channel=channel,
     )
-    projected = attribkit.project(model, inputs, layer, [channel], method=method)
-    found = _driving(model, others, layer, channel, keep) if others is not None else []
     pictures = [attribkit.project(model, x, layer, [channel], method=method).values[0, 0] for _, x in found]
     shape = tuple(inputs.shape[1:])
     return OcclusionStudy(
         inputs=inputs[0].detach().cpu(),
-        windows=_windows(inputs, window, stride),
+        windows=boxes,
         layer=layer,
         channel=channel,
         activity=swept.extras["unit_map"][0].double().cpu().numpy(),

@@ -19,13 +19,13 @@ from markupsafe import Markup
 from attribkit import progress as bars
 from attribkit.attribution import write_atomically
 from attribkit.datasets import ImageSource, open_images
-from attribkit.errors import InputError
 from attribkit.features._miner import Channels
 from attribkit.features.crops import Crops, project_mined
 from attribkit.features.fields import ReceptiveField, receptive_fields
 from attribkit.features.grid import ContactSheet, columns_of, png, sprite, thumbnail
 from attribkit.features.mined import Mined, MinedLayer
 from attribkit.features.mining import mine, processes
+from attribkit.folders import made_folder
 from attribkit.store.folder import writing
 
 if TYPE_CHECKING:
@@ -100,11 +100,7 @@ def gallery(
     find_method(method)  # an unknown one is said before any work is done
     images = source if isinstance(source, ImageSource) else open_images(source)
     folder = Path(out)
-    try:
-        (folder / STATE).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the output folder {str(folder)!r} cannot be made: {error.strerror}") from error
-    with processes() as rank, bars.shown(progress and rank == 0):
+    with made_folder(folder, STATE), processes() as rank, bars.shown(progress and rank == 0):
         mined = mine(
             loaded,
             images,

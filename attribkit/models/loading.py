@@ -31,6 +31,7 @@ def load_model(spec: str, weights: Weights = None) -> LoadedModel:
         - ``"zfnet"``: the paper's network; ``"zfnet-fashion"``: the one whose weights come with the package.
         - ``"timm/NAME"``: any of ``timm.list_models()``, with preprocessing by the model's own data config.
         - ``"torchvision/NAME"``: any classifier or segmentation network of ``torchvision.models.list_models()``.
+        - ``"run/DIR"``: the network that `attribkit train` left in the folder DIR.
         - ``"PREFIX/NAME"`` for a prefix that a plugin registered.
         - ``"MODULE:FACTORY"``: imports MODULE (from the current directory too) and calls FACTORY without arguments for
           an ``nn.Module``. **This runs that module's code.** The model may bear a ``pretrained_cfg`` (a dictionary, as
@@ -142,6 +143,10 @@ def suggestion(spec: str, prefixes: Mapping[str, Any]) -> str:
     """Return what an unknown spec might have meant."""
     import torchvision
 
+    from attribkit.training.runs import is_run
+
+    if "run" in prefixes and is_run(spec):
+        return f"did you mean {f'run/{spec}'!r}?"
     if "/" in spec:
         forms = ", ".join(
             f"{prefix}/{'DIR' if prefix == 'run' else 'NAME'}" for prefix in prefixes if prefix != "zfnet"

@@ -78,6 +78,9 @@ CLASS_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00
 """Okabe and Ito's colours, the calmest first: it goes to the class that is explained."""
 OTHER_COLOUR = "#8C8C8C"
 
+#: What a picture needs for words to be read on it, in pixels, and how long a side may become for them.
+WORDS_WIDTH, WORDS_HEIGHT, WORDS_LONGEST = 160, 16, 1600
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -133,7 +136,8 @@ def signed_map(values: Array, longest: int | None = None) -> Picture:
     values
         One attribution [C, H, W].
     longest
-        No side is longer, in pixels: values are averaged, after the sum. None: every pixel is drawn.
+        No side is longer, in pixels: values are averaged, after the sum. None: every pixel is drawn. A map that is
+        zero everywhere may be larger, for the words on it.
     """
     values, notes = finite(values)
     heat = shrunk(values.sum(axis=0), longest)
@@ -292,11 +296,19 @@ def _sign_notes(values: Array) -> tuple[str, ...]:
 
 
 def _saying_so(image: Image.Image) -> Image.Image:
-    """Return a map that is zero everywhere with a line across it that says so: nobody shall take it for a fault."""
+    """Return a map that is zero everywhere with a line across it that says so: nobody shall take it for a fault.
+
+    A map that the line does not fit on is enlarged by a whole factor.
+    """
     image = image.convert("RGB")
-    font = ImageFont.load_default(max(8.0, min(image.size) / 14))
-    draw = ImageDraw.Draw(image)
-    draw.text((image.width / 2, image.height / 2), "every value is zero", fill="#333333", font=font, anchor="mm")
+    width, height = image.size
+    factor = max(1, min(max(-(-WORDS_WIDTH // width), -(-WORDS_HEIGHT // height)), WORDS_LONGEST // max(image.size)))
+    image = image.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+    draw, words = ImageDraw.Draw(image), "every value is zero"
+    size = min(max(12.0, min(image.size) / 14), image.height * 0.8)
+    size *= min(1.0, 0.95 * image.width / draw.textlength(words, ImageFont.load_default(size)))
+    font = ImageFont.load_default(size)
+    draw.text((image.width / 2, image.height / 2), words, fill="#111111", font=font, anchor="mm")
     return image
 
 

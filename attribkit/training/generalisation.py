@@ -21,6 +21,7 @@ from attribkit.datasets import ImageSource
 from attribkit.engine.state import pristine
 from attribkit.errors import InputError, as_int
 from attribkit.features._observe import check_layers, look
+from attribkit.folders import made_folder
 from attribkit.models.building import LoadedModel
 from attribkit.progress import track
 from attribkit.training.classifiers import fit_linear
@@ -263,16 +264,20 @@ def _pooled(value: Tensor, layout: str | None, most: int) -> Tensor:
 
 
 def write_probe(folder: str | os.PathLike[str], rows: Sequence[ProbeRow]) -> None:
-    """Write ``probe.csv`` and, as curves by the number of training images, ``probe.png``."""
+    """Write ``probe.csv`` and, as curves by the number of training images, ``probe.png``.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made, or not be written into.
+    """
     from matplotlib.figure import Figure
 
     place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(ProbeRow.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
     writer.writerows({**asdict(row), "per_class": "all" if row.per_class is None else row.per_class} for row in rows)
-    write_atomically(place / "probe.csv", text.getvalue().encode())
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes: Any = figure.add_subplot()
     kinds = len({row.classifier for row in rows}) > 1
@@ -289,4 +294,6 @@ def write_probe(folder: str | os.PathLike[str], rows: Sequence[ProbeRow]) -> Non
     axes.legend(frameon=False, fontsize=8)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110)
-    write_atomically(place / "probe.png", drawn.getvalue())
+    with made_folder(place):
+        write_atomically(place / "probe.csv", text.getvalue().encode())
+        write_atomically(place / "probe.png", drawn.getvalue())

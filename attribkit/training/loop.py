@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attribkit.engine.outputs import class_scores
-from attribkit.errors import InputError
+from attribkit.folders import made_folder
 from attribkit.progress import track
 from attribkit.training.division import Division
 from attribkit.training.evaluation import errors_from, evaluate
@@ -103,13 +103,12 @@ class Run:
         if taken is not None:
             raise TrainingError(f"{self.folder}: holds {taken} but no run to go on with; give another --out")
         self.members.wait()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.folder}: cannot be made: {error.strerror or error}") from error
-        self.normaliser = measure_mean(self.train_pixels, self.recipe, self.network)
-        self._snapshot(0)
-        self._save()
+        with made_folder(self.folder):
+            self.normaliser = measure_mean(self.train_pixels, self.recipe, self.network)
+            if self.members.size == 1:  # of several each reads only its share
+                self.val_pixels.read()
+            self._snapshot(0)
+            self._save()
         self.members.wait()
 
     def go(self, signals: Interrupted) -> None:

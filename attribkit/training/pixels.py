@@ -75,6 +75,18 @@ class Pixels:
             return self._resized(self.source.pixels[self.rows[numbers]])
         return torch.stack([self._one(int(number)) for number in numbers])
 
+    def read(self) -> None:
+        """Read now what is kept in memory anyway, so that an image that cannot be read is found before the work.
+
+        Raises
+        ------
+        ImageError
+            If one cannot be read.
+        """
+        if self._kept is not None:
+            for number in range(len(self)):
+                self._one(number)
+
     def _one(self, number: int) -> Tensor:
         if self._kept is not None and self._have[number]:
             return self._kept[number]

@@ -22,7 +22,7 @@ from attribkit.training.networks import AsEvaluated, Normaliser, build_network
 from attribkit.training.pixels import centre_crop
 from attribkit.training.recipe import Recipe
 
-__all__ = ["load_run"]
+__all__ = ["is_run", "load_run"]
 
 _FOREIGN = (
     "checkpoint_path",
@@ -34,6 +34,16 @@ _FOREIGN = (
 )
 _ROOM, _ROOM_A_BYTE = 2**28, 8
 _MAKERS = (torch.ops.aten.empty, torch.ops.aten.zeros, torch.ops.aten.ones, torch.ops.aten.full)
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path is the folder of a finished run, or the weights in one."""
+    found = Path(path)
+    file = found if found.name == WEIGHTS else found / WEIGHTS
+    try:
+        return file.is_file() and file.with_name("run.json").is_file()
+    except (OSError, ValueError):  # no path at all
+        return False
 
 
 def load_run(path: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> LoadedModel:

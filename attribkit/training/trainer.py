@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from attribkit.datasets import ImageSource
-from attribkit.errors import InputError
+from attribkit.errors import ImageError, InputError
 from attribkit.training.division import divide
 from attribkit.training.finish import Result, finish, finished, tested
 from attribkit.training.interrupts import noticed
@@ -99,7 +100,7 @@ def train(
         if result is not None and (result.test is not None or division.test is None):
             return result
         if result is None:
-            with noticed() as signals:
+            with noticed() as signals, _kept(folder):
                 run.go(signals)
         if members.leads:
             if result is None:
@@ -111,3 +112,13 @@ def train(
             run.say(result.summary)
         members.wait()
         return result or Result(folder, folder / "weights.safetensors", run.position.rows, {})
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Where an image cannot be read in the middle of the training, say that nothing is lost and what to do."""
+    try:
+        yield
+    except ImageError as error:
+        todo = f"the run is kept in {folder}: mend the image, and the same command goes on"
+        raise ImageError(f"{error}; {todo}") from error

@@ -1,5 +1,6 @@
 """What the page's controls do, without a browser: sessions, what they show, and what is taken away."""
 
+import html
 import io
 import json
 import re
@@ -120,9 +121,34 @@ def test_a_link_that_asks_for_too_much_shows_what_it_can(shelf):
         assert part in complaints
     assert session.view.methods == ("gradient",)
     assert session.layer in session.shown.layers
-    assert "out of range" in "".join(Session(shelf).open({**FASHION, "target": "99"}))
     (refused,) = Session(shelf).open({"model": "os:getcwd"})
     assert "attribkit app --model" in refused
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"target": "99999"}, "class 99999 is out of range: zfnet-fashion has 10 classes, 0 to 9"),
+        ({"target": "-1"}, "target"),
+        ({"channel": "99999"}, "feature map 99999 is out of range: relu2 has 64, 0 to 63"),
+        ({"layer": "relu5", "channel": "64"}, "feature map 64 is out of range: relu5 has 64"),
+        ({"layer": "relu9"}, "layer 'relu9' is not called"),
+        ({"projector": "occlusion"}, "'occlusion' cannot project a unit; those that can: deconvnet"),
+        ({"projector": "magic"}, "no method 'magic'"),
+        ({"methods": "magic"}, "no method 'magic'"),
+    ],
+)
+@pytest.mark.parametrize("default", [True, False])
+def test_what_a_link_gets_wrong_gives_way_to_what_is_there(default, wrong, words):
+    session = Session(Shelf(["zfnet-fashion"] if default else ["timm/test_vit", "zfnet-fashion"]))
+    shown = seen(session, actions.opened(session, {**FASHION, "tab": "units", **wrong}))
+    assert words in html.unescape(shown["notice"])
+    view = session.view
+    assert (view.model, view.target, view.channel) == ("zfnet-fashion", None, None)
+    assert session.layer == ("relu5" if wrong.get("layer") == "relu5" else "relu2")
+    assert view.projector == "deconvnet"
+    assert "Ankle boot" in shown["answer"]
+    assert np.abs(session.unit().found.values).sum() > 0
 
 
 def test_display_draws_again_and_computes_nothing(session, monkeypatch):

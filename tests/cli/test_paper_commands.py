@@ -233,3 +233,24 @@ def test_the_same_command_writes_the_same_files(run, folder, tmp_path):
         assert run("diagnose", *MODEL, "--data", folder, "--out", out).exit_code == 0
     for name in ("diagnosis.csv", "diagnosis.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+COMMANDS = [
+    ("evolution", "RUN", "--data", "DATA", "--layer", "1"),
+    ("invariance", "--data", "DATA"),
+    ("occlusion-study", "0", "--data", "DATA"),
+    ("correspondence", "--data", "DATA", "--boxes", "boxes.json"),
+    ("diagnose", "--data", "DATA"),
+    ("probe", "--data", "DATA", "--layer", "1"),
+]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=[given[0] for given in COMMANDS])
+def test_a_folder_that_cannot_be_written_is_found_out_first(run, folder, snapshots, tmp_path, arguments):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "boxes.json").write_text(json.dumps({f"{n}/0.png": {"eye": [2, 2, 8, 8]} for n in "ab"}))
+    given = [{"DATA": folder, "RUN": snapshots}.get(word, word) for word in arguments]
+    message = error_of(run(*given, "--model", "nomodule:none", "--out", "file/out"))
+    assert "the output folder 'file/out' cannot be" in message
+    assert "nomodule" in error_of(run(*given, "--model", "nomodule:none", "--out", "new/out"))
+    assert not (tmp_path / "new").exists()

@@ -14,6 +14,10 @@ from cli_helpers import error_of
 from PIL import Image
 from safetensors import safe_open
 
+import attribkit as ak
+from attribkit.app.shelf import Shelf
+from attribkit.errors import UnknownNameError
+
 SMALL = ("--model-option", "hidden=64", "--width", "0.02", "--size", "64", "--resize", "66", "--init", "scaled")
 TINY = (*SMALL, "--epochs", 1, "--batch-size", 4)
 
@@ -133,7 +137,19 @@ def test_accuracy_of_random_weights_and_of_other_classes(run, data):
     assert "has random weights" in found.stderr
 
 
-def test_a_run_is_a_model(run, data, tmp_path):
+COMMANDS = (
+    ("accuracy", "--data", "DATA"),
+    ("diagnose", "--data", "DATA"),
+    ("evolution", "out/mine", "--layer", "conv1", "--data", "DATA"),
+    ("explain", "DATA"),
+    ("inspect",),
+    ("features", "--layer", "conv1", "--data", "DATA"),
+    ("probe", "--layer", "conv1", "--data", "DATA"),
+    ("occlusion-study", "0", "--data", "DATA"),
+)
+
+
+def test_a_run_is_a_model(run, data, tmp_path, monkeypatch):
     assert (
         run("train", "--data", data, "--out", "out/mine", *TINY, "--mean", "pixel", "--snapshots", "0,1").exit_code == 0
     )
@@ -141,10 +157,20 @@ def test_a_run_is_a_model(run, data, tmp_path):
     for crops, key in ((1, "top1"), (10, "top1_ten_crops")):
         found = run("accuracy", "--model", "run/out/mine", "--data", data, "--crops", crops, "--json")
         assert json.loads(found.stdout)["top1"] == kept[key]
-    for command in (["accuracy"], ["diagnose"], ["evolution", "out/mine", "--layer", "conv1"]):
+    for command in COMMANDS:
         for name in ("out/mine", "out/mine/weights.safetensors"):
-            message = error_of(run(*command, "--model", name, "--data", data))
+            given = [str(data) if word == "DATA" else word for word in command]
+            message = error_of(run(*given, "--model", name))
             assert message == f"unknown model '{name}': did you mean 'run/{name}'?"
+    with pytest.raises(UnknownNameError, match="did you mean 'run/out/mine'"):
+        ak.load_model("out/mine")
+    monkeypatch.chdir("out")
+    with pytest.raises(UnknownNameError, match="did you mean 'run/mine'"):
+        ak.load_model("mine")
+    with pytest.raises(UnknownNameError, match="unknown model 'mine'") as caught:
+        Shelf().get("mine")  # the app's visitors learn of no folders
+    assert "run" not in str(caught.value)
+    monkeypatch.chdir("..")
     (tmp_path / "out" / "mine" / "run.json").unlink()
     assert "run/" not in error_of(run("accuracy", "--model", "out/mine", "--data", data)).split(";")[0]
 

@@ -204,17 +204,6 @@ def test_bad_input_is_said_in_one_line(noise, change, error, says):
     assert "\n" not in str(caught.value)
 
 
-def test_default_layers_are_the_first_and_the_last():
-    from attribkit.features._observe import before_classifier, first_layer, last_linear, top_maps
-    from attribkit.models import zfnet
-
-    torch.manual_seed(0)
-    model, image = zfnet(5, img_size=64, width=0.05), torch.randn(1, 3, 64, 64)
-    assert (first_layer(model, image), before_classifier(model, image)) == ("pool1", "relu7")
-    assert (top_maps(model, image, pooled=True), last_linear(model, image)) == ("pool5", "fc7")
-    assert top_maps(model, image, pooled=False) == "relu5"
-
-
 def test_a_model_without_rectifier_needs_layers(noise):
     with pytest.raises(ModelError, match="name the layers"):
         invariance(nn.Sequential(nn.Flatten(), nn.Linear(64, 2).double()), noise)

@@ -16,7 +16,7 @@ from torch import nn
 from traces import assert_same, state
 
 from attribkit.datasets import open_images
-from attribkit.errors import InputError, ModelError
+from attribkit.errors import InputError, ModelError, UnknownNameError
 from attribkit.features import galleries, mined, mining
 from attribkit.features.mining import mine
 from attribkit.models.building import LoadedModel
@@ -482,3 +482,10 @@ def test_an_output_that_is_a_file(tmp_path, model, five):
     with pytest.raises(InputError, match="cannot be made"):
         pages(tmp_path, model)
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_run_that_fails_at_once_leaves_no_folder(tmp_path, model, five):
+    loaded = LoadedModel("helper", model, preprocess, lambda x: x / 255, None, (1, SIDE, SIDE), "here", "as it is")
+    with pytest.raises(UnknownNameError, match="nowhere"):
+        galleries.gallery(loaded, five, ["nowhere"], tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import attribkit as ak
-from attribkit.errors import InputError, UnknownNameError
+from attribkit.errors import ImageError, InputError, UnknownNameError
 from attribkit.features import Inputs, occlusion_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,3 +122,11 @@ def test_bad_input(images, change, error, says):
 def test_one_image_only(images):
     with pytest.raises(InputError, match="one image"):
         occlusion_study(network(), images)
+
+
+def test_what_is_wrong_with_other_images_is_found_before_the_square_slides(images, tmp_path, monkeypatch):
+    (tmp_path / "0.png").write_bytes(b"no image")
+    others = Inputs(str(tmp_path), lambda image: images[0])
+    monkeypatch.setattr(ak, "attribute", lambda *args, **given: pytest.fail("the square slid"))
+    with pytest.raises(ImageError, match=r"0\.png"):
+        occlusion_study(network(), images[:1], others=others)

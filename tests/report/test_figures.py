@@ -96,8 +96,23 @@ def test_every_shape_and_scale(shape, scale):
     values = np.random.default_rng(2).normal(size=shape) * scale
     for draw in (figures.signed_map, figures.reconstruction, figures.magnitude_layer):
         picture = draw(values)
-        assert (picture.height, picture.width) == shape[1:]
-        pixels(picture)
+        factor = picture.height // shape[1]
+        assert (picture.height, picture.width) == (factor * shape[1], factor * shape[2])
+        assert factor == 1 or (picture.high == 0 and max(picture.height, picture.width) <= 1600)
+        assert pixels(picture).shape[:2] == (picture.height, picture.width)
+
+
+@pytest.mark.parametrize("draw", [figures.signed_map, figures.reconstruction])
+@pytest.mark.parametrize("shape", [(1, 1), (28, 28), (64, 64), (111, 112), (224, 224), (7, 300), (60, 20), (300, 7)])
+def test_that_a_map_is_zero_can_be_read_on_it(draw, shape):
+    picture = draw(np.zeros((3, *shape)), longest=max(shape))
+    shown = pixels(picture).astype(int)
+    words = np.abs(shown - shown[0, 0]).max(-1) > 20
+    rows, columns = np.flatnonzero(words.any(1)), np.flatnonzero(words.any(0))
+    for found, side in ((rows, picture.height), (columns, picture.width)):
+        assert 1 <= found[0] <= found[-1] <= side - 2  # nothing of them is cut off
+    if shape != (300, 7):  # far too narrow
+        assert columns[-1] - columns[0] > 90
 
 
 def test_values_that_are_not_finite_are_drawn_as_zero_and_counted(values):

@@ -327,9 +327,22 @@ def test_a_damaged_image_is_named(tmp_path):
         (tmp_path / "data" / label).mkdir(parents=True)
         for number in range(3):
             Image.new("RGB", (12, 12)).save(tmp_path / "data" / label / f"{number}.png")
-    (tmp_path / "data" / "b" / "1.png").write_bytes(b"\x89PNG\r\n")
-    with pytest.raises(ImageError, match=r"b.1\.png"):
-        train(str(tmp_path / "data"), tmp_path / "run", recipe(), network=tiny(channels=3, classes=2))
+    held_out = tmp_path / "data" / "b" / "1.png"
+    whole = held_out.read_bytes()
+    held_out.write_bytes(b"\x89PNG\r\n")
+    given = (str(tmp_path / "data"), tmp_path / "run")
+    with pytest.raises(ImageError, match=r"b.1\.png: is not an image"):  # before the training: nothing is begun
+        train(*given, recipe(), network=tiny(channels=3, classes=2))
+    assert not (tmp_path / "run").exists()
+    message = r"b.1\.png.*; the run is kept in .*run: mend the image, and the same command goes on$"
+    with pytest.raises(ImageError, match=message):  # where validation images are not kept in memory: after an epoch
+        train(*given, recipe(), network=tiny(channels=3, classes=2), machine=Machine(cache=0))
+    held_out.write_bytes(whole)
+    assert train(*given, recipe(), network=tiny(seed=9, channels=3, classes=2)).rows
+    (tmp_path / "data" / "b" / "0.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(ImageError, match=r"b.0\.png"):  # while the mean is measured
+        train(given[0], tmp_path / "new", recipe(mean="pixel"), network=tiny(channels=3, classes=2))
+    assert not (tmp_path / "new").exists()
 
 
 def test_validation_images_of_other_classes_are_refused(data, tmp_path):

@@ -29,7 +29,9 @@ def _parts(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     epilog="The answer lies in the output folder: report.html (open it in a browser), evaluation.csv with a row for"
     " each method and measure, images.csv with a row for each image too, and randomisation.csv with one for each depth."
 )
-@click.option("--model", required=True, metavar="M", help="As for explain: zfnet-fashion, timm/NAME, MODULE:FACTORY, …")
+@click.option(
+    "--model", required=True, metavar="M", help="As for explain: zfnet-fashion, timm/NAME, run/DIR, MODULE:FACTORY, …"
+)
 @click.option("--weights", metavar="FILE", help="A checkpoint, as for explain.")
 @click.option(
     "--data",
