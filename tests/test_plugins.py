@@ -269,6 +269,36 @@ def test_a_command_hook_that_fails_midway_adds_nothing(site):
     assert list(cli.commands) == ["buy"]
 
 
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("cli.add_command(print, 'say')", "command 'say' must be a click.Command, got builtin_function_or_method <"),
+        ("cli.commands['say'] = None", "command 'say' must be a click.Command, got NoneType None"),
+        ("cli.commands['say'] = click.Command", "command 'say' must be a click.Command, got type <class"),
+        ("cli.commands['say'] = 'two\\nlines'", r"command 'say' must be a click.Command, got str 'two\nlines'"),
+        ("cli.commands[3] = click.Command('say')", "a command's name must be a string that is not empty, got 3"),
+        ("cli.commands[''] = click.Command('say')", "a command's name must be a string that is not empty, got ''"),
+        ("cli.commands = None", "cli.commands must stay a dict, it is NoneType"),
+    ],
+)
+def test_what_is_no_command_is_skipped_and_told_of(site, statement, reason):
+    import click
+    from click.testing import CliRunner
+
+    site.add("shop", COMMAND.format(command="sell", after=statement))
+    site.add("works", COMMAND.format(command="buy", after=""))
+    manager = site.load()
+    cli = click.Group("attribkit")
+    with pytest.warns(PluginWarning, match=rf"skipped attribkit_commands of plugin 'shop' .*: {re.escape(reason)}"):
+        manager.add_commands(cli)
+    assert list(cli.commands) == ["buy"]
+    info = next(info for info in manager.plugins if info.name == "shop")
+    assert (info.state, info.provides) == ("failed", {})
+    assert "\n" not in info.reason
+    shown = CliRunner().invoke(cli, ["--help"])
+    assert (shown.exit_code, shown.exception) == (0, None)
+
+
 def test_a_command_does_not_replace_another(site):
     import click
 
