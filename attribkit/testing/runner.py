@@ -20,6 +20,9 @@ from attribkit.testing.registry import Check, checks_for, known_failures
 
 Status = Literal["passed", "failed", "xfail", "xpass"]
 
+#: What a check may raise to fail: all but Ctrl-C, which ends the run, and what a test runner throws through it.
+_FAILURES = (Exception, SystemExit, GeneratorExit)
+
 
 class CheckFailed(AssertionError):
     """Some checks failed; ``results`` holds what came of every check."""
@@ -133,9 +136,7 @@ def _search(check: Check, method: Method, examples: int, seed: int, *, shrink: b
         try:
             with own_switches():
                 check.run(method, case)
-        except KeyboardInterrupt:
-            raise
-        except Exception as error:
+        except _FAILURES as error:
             last[:] = [_Failure(error, case)]
             raise CheckError(_one_line(error)) from None
 
@@ -156,7 +157,7 @@ def _search(check: Check, method: Method, examples: int, seed: int, *, shrink: b
         hypothesis.seed(seed)(profile(drawn))()
     except CheckError:
         pass
-    except BaseException:
+    except Exception:
         # a failure that does not come again at the same example: hypothesis calls it flaky; the first one stands
         if not last:
             raise
@@ -191,7 +192,7 @@ def run_check(
             try:
                 with own_switches():
                     check.run(method, None)
-            except Exception as error:
+            except _FAILURES as error:
                 failure = _Failure(error, None)
         else:
             # of a failure that is expected no smaller example is wanted: looking for one takes most of the time
