@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attribkit.engine.inverse import InverseLayer
 from attribkit.engine.invert import invert
 from attribkit.engine.table import Table
+from attribkit.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from attribkit.targets import Target
+
+
+#: What the signal of a unit may start as.
+UNIT_SIGNALS = ("one", "activation")
 
 
 class Method:
@@ -105,10 +110,17 @@ class InverseMethod(Method):
 
         Raises
         ------
-        InputTypeError
-            A key or a value of ``inverse_layers`` is of a wrong type.
+        InputError
+            ``inverse_layers`` or ``unit_signal`` is not what it may be.
         """
-        return Table(self.inverse_layers)
+        name = self.name or type(self).__name__
+        if not isinstance(self.unit_signal, str) or self.unit_signal not in UNIT_SIGNALS:
+            allowed = " or ".join(map(repr, UNIT_SIGNALS))
+            raise InputError(f"method {name!r}: unit_signal must be {allowed}, got {self.unit_signal!r}")
+        try:
+            return Table(self.inverse_layers)
+        except InputTypeError as error:
+            raise InputTypeError(f"method {name!r}: {error}") from None
 
     def attribute(self, model: nn.Module, inputs: Tensor, target: Target, **options: Any) -> Tensor:
         """Return the map [N, C, H, W]: one forward pass, one way back through the table."""

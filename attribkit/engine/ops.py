@@ -255,7 +255,7 @@ class Vocabulary:
                 name = getattr(what, "__name__", "") or type(what).__name__
                 self.functions[what] = Operation(kind, site_function_name(name), _signature_of(what, None))
 
-    @property
+    @functools.cached_property
     def kinds(self) -> frozenset[str]:
         """The op kinds there are."""
         of_modules = {kind.kind for kind in self._taught.values()}

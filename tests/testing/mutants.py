@@ -455,6 +455,23 @@ class TagMisspelt(Plain):
     tags = {"determinstic"}
 
 
+@caught_by("check_declaration")
+class KindMisspelt(ak.InverseMethod):
+    name = "kind_misspelt"
+    summary = "Guided backprop, were it not for a letter"
+    inverse_layers = {"rectifer": layers.GatedRectify()}
+
+
+@caught_by("check_declaration")
+class SiteNameAsAString(GuidedBackprop):
+    inverse_layers = {**GuidedBackprop.inverse_layers, "features.0": layers.GatedRectify()}
+
+
+@caught_by("check_declaration")
+class UnitSignalMisspelt(Deconvnet):
+    unit_signal = "activations"
+
+
 # -- what is left behind -----------------------------------------------------------------------------------------------
 
 

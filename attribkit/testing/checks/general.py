@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attribkit.method import Method
+from attribkit.engine.invert import vocabulary
+from attribkit.method import InverseMethod, Method
 from attribkit.targets import Unit
 from attribkit.testing.case import Case
 from attribkit.testing.operations import WRITINGS
@@ -32,7 +33,7 @@ __all__ = [
 
 @check()
 def check_declaration(method: Method) -> None:
-    """The method says what it is: a name, a summary of one line, tags that exist."""
+    """The method says what it is: a name, a summary of one line, tags and op kinds that exist."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*", method.name):
         raise CheckError(f"name is {method.name!r}, not a lower-case identifier (dots allowed)")
     if not method.summary or "\n" in method.summary:
@@ -41,6 +42,9 @@ def check_declaration(method: Method) -> None:
     if unknown:
         raise CheckError(f"tags has {', '.join(map(repr, unknown))}; there are {', '.join(TAGS)}")
     known_failures(method, {})
+    if isinstance(method, InverseMethod):
+        for clause in method.table().misnamed(vocabulary()):
+            raise CheckError(f"inverse_layers: {clause}")
 
 
 @check(cases={})
