@@ -30,7 +30,7 @@ from attribkit.errors import (
     as_int,
     is_int,
 )
-from attribkit.method import InverseMethod, Method
+from attribkit.method import InverseMethod, Method, tags_of
 from attribkit.plugins import MethodEntry, manager
 from attribkit.targets import PendingTarget, Unit
 
@@ -69,7 +69,7 @@ class MethodInfo:
     @property
     def tags(self) -> frozenset[str]:
         """The method's tags; asking loads the method."""
-        return frozenset(self._entry.load().tags)
+        return tags_of(self._entry.load())
 
     def load(self) -> type[Method]:
         """Return the method's class."""

@@ -113,7 +113,7 @@ class InverseMethod(Method):
         InputError
             ``inverse_layers`` or ``unit_signal`` is not what it may be.
         """
-        name = self.name or type(self).__name__
+        name = _called(self)
         if not isinstance(self.unit_signal, str) or self.unit_signal not in UNIT_SIGNALS:
             allowed = " or ".join(map(repr, UNIT_SIGNALS))
             raise InputError(f"method {name!r}: unit_signal must be {allowed}, got {self.unit_signal!r}")
@@ -125,3 +125,51 @@ class InverseMethod(Method):
     def attribute(self, model: nn.Module, inputs: Tensor, target: Target, **options: Any) -> Tensor:
         """Return the map [N, C, H, W]: one forward pass, one way back through the table."""
         return invert(model, inputs, target, self.table(), unit_signal=self.unit_signal).values
+
+
+def tags_of(method: Method | type[Method]) -> frozenset[str]:
+    """Return a method's tags.
+
+    Raises
+    ------
+    InputTypeError
+        They are no set of strings.
+    """
+    tags: Any = method.tags
+    if not isinstance(tags, (set, frozenset, list, tuple)) or not all(isinstance(tag, str) for tag in tags):
+        raise InputTypeError(f"method {_called(method)!r}: tags must be a set of strings, got {_short(tags)}")
+    return frozenset(tags)
+
+
+def failures_of(method: Method | type[Method]) -> dict[str, str]:
+    """Return the checks that a method says it cannot meet, each with the reason.
+
+    Raises
+    ------
+    InputError
+        They are no dict of strings, or a reason is empty.
+    """
+    return checked_failures(method.expected_failures, f"method {_called(method)!r}: ")
+
+
+def checked_failures(failures: Any, whose: str = "") -> dict[str, str]:
+    """Return ``expected_failures``, checked; raises as `failures_of` does, beginning with ``whose``."""
+    if not isinstance(failures, Mapping):
+        rule = "expected_failures must be a dict of checks to reasons"
+        raise InputTypeError(f"{whose}{rule}, got {_short(failures)}")
+    for check, reason in failures.items():
+        if not isinstance(check, str):
+            raise InputTypeError(f"{whose}expected_failures must have names of checks as keys, got {_short(check)}")
+        if not isinstance(reason, str) or not reason.strip():
+            rule = f"expected_failures[{check!r}] must be the reason in words"
+            raise (InputError if isinstance(reason, str) else InputTypeError)(f"{whose}{rule}, got {_short(reason)}")
+    return dict(failures)
+
+
+def _called(method: Method | type[Method]) -> str:
+    cls = method if isinstance(method, type) else type(method)
+    return method.name if isinstance(method.name, str) and method.name else cls.__name__
+
+
+def _short(value: object) -> str:
+    return " ".join(repr(value).split())[:80]

@@ -46,7 +46,7 @@ class Table:
             if type(layer).carry is InverseLayer.carry:
                 raise InputTypeError(f"inverse_layers[{key!r}] is {layer!r}, which does not define carry(signal, site)")
             needs: Any = layer.needs
-            if isinstance(needs, str):
+            if not isinstance(needs, (set, frozenset, list, tuple)) or not all(isinstance(each, str) for each in needs):
                 raise InputTypeError(f"{layer!r}.needs must be a set of names, got {needs!r}")
             unknown = set(needs) - {"input", "output"}
             if unknown:

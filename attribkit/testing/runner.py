@@ -253,7 +253,7 @@ def run_checks(
     if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
         raise InputError(f"examples must be a positive int, got {examples!r}")
     found = find_method(method)
-    reasons = known_failures(found, expected_failures or {})
+    reasons = known_failures(found, {} if expected_failures is None else expected_failures)
     results = []
     for check in checks_for(found):
         results.append(

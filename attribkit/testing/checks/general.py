@@ -34,9 +34,9 @@ __all__ = [
 @check()
 def check_declaration(method: Method) -> None:
     """The method says what it is: a name, a summary of one line, tags and op kinds that exist."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*", method.name):
+    if not isinstance(method.name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*", method.name):
         raise CheckError(f"name is {method.name!r}, not a lower-case identifier (dots allowed)")
-    if not method.summary or "\n" in method.summary:
+    if not isinstance(method.summary, str) or not method.summary or "\n" in method.summary:
         raise CheckError(f"summary is {method.summary!r}, not one line")
     unknown = sorted(set(method.tags) - set(TAGS))
     if unknown:
