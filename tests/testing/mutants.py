@@ -760,3 +760,20 @@ def saved_in_half_precision() -> Iterator[ak.Method]:
 
     with mock.patch.object(Attribution, "save", save):
         yield Plain()
+
+
+@caught_by("check_save_and_load")
+def what_is_no_number_saved_as_zero() -> Iterator[ak.Method]:
+    from attribkit.attribution import Attribution
+
+    class Undefined(Plain):
+        def attribute(self, model, inputs, target, **options):
+            return super().attribute(model, inputs, target), {"ratio": torch.full((len(inputs),), torch.nan)}
+
+    original = Attribution.save
+
+    def save(self, path):
+        original(replace(self, extras={key: value.nan_to_num() for key, value in self.extras.items()}), path)
+
+    with mock.patch.object(Attribution, "save", save):
+        yield Undefined()
