@@ -368,6 +368,80 @@ class ClassInPlaceOfUnit(Plain):
         return torch.autograd.grad(model(x).amax(1).sum(), x)[0]
 
 
+class _Rolled(nn.Module):
+    """A model whose scores have moved on by a class."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).roll(1, 1)
+
+
+@caught_by("check_right_class")
+class ClassBeforeIt(Plain):
+    def attribute(self, model, inputs, target, **options):
+        return super().attribute(_Rolled(model) if target.layer is None else model, inputs, target)
+
+
+@caught_by("check_right_class")
+class ClassCountedFromTheEnd(Plain):
+    def attribute(self, model, inputs, target, **options):
+        if isinstance(target, targets.ClassTarget):
+            with torch.no_grad():
+                count = model(inputs).shape[1]
+            target = replace(target, classes=count - 1 - target.classes)
+        return super().attribute(model, inputs, target)
+
+
+def _with_unit(change):
+    class Faulty(Plain):
+        tags = {"deterministic", "linear_in_seed"}
+
+        def attribute(self, model, inputs, target, **options):
+            if isinstance(target, targets.UnitTarget) and target.layout == "NCHW":
+                with torch.no_grad():
+                    shape = target.observe(model, inputs.clone()).value.shape
+                target = change(target, shape)
+            return super().attribute(model, inputs, target)
+
+    return Faulty()
+
+
+@caught_by("check_right_unit")
+def channel_after_it() -> Iterator[ak.Method]:
+    yield _with_unit(lambda t, shape: replace(t, unit=replace(t.unit, channel=(t.unit.channel + 1) % shape[1])))
+
+
+@caught_by("check_right_unit")
+def whole_map_in_place_of_unit() -> Iterator[ak.Method]:
+    yield _with_unit(lambda t, shape: replace(t, positions=None))
+
+
+@caught_by("check_right_unit")
+def first_position_always() -> Iterator[ak.Method]:
+    yield _with_unit(lambda t, shape: t if t.positions is None else replace(t, positions=0 * t.positions))
+
+
+@caught_by("check_right_unit")
+def row_and_column_exchanged() -> Iterator[ak.Method]:
+    def exchanged(t, shape):
+        if t.positions is None or shape[2] != shape[3]:
+            return t
+        row, column = t.positions // shape[3], t.positions % shape[3]
+        return replace(t, positions=column * shape[3] + row)
+
+    yield _with_unit(exchanged)
+
+
+@caught_by("check_right_unit")
+def all_positions_taken_for_the_first() -> Iterator[ak.Method]:
+    yield _with_unit(
+        lambda t, shape: t if t.positions is not None else replace(t, positions=torch.zeros(t.size, dtype=torch.long))
+    )
+
+
 @caught_by("check_current_input")
 class RemembersTheFirstMap(Plain):
     def __init__(self):
