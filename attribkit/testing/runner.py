@@ -15,8 +15,9 @@ from typing import Any, Literal
 from attribkit.errors import AttribkitError, InputError
 from attribkit.method import Method
 from attribkit.testing.case import Case
-from attribkit.testing.raw import CheckError, own_generators, own_switches
+from attribkit.testing.raw import CheckError, own_generators
 from attribkit.testing.registry import Check, checks_for, known_failures
+from attribkit.testing.switches import own_switches
 
 Status = Literal["passed", "failed", "xfail", "xpass"]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from right_methods import InputXGradient, RandomMasks
@@ -645,6 +647,58 @@ class GradModeLeft(Plain):
         values = super().attribute(model, inputs, target)
         torch.set_grad_enabled(False)
         return values
+
+
+def _leaving(do):
+    """Return a method that does something and leaves it at that."""
+
+    class Leaving(Plain):
+        def attribute(self, model, inputs, target, **options):
+            values = super().attribute(model, inputs, target)
+            do()
+            return values
+
+    return Leaving()
+
+
+@caught_by("check_generators_untouched")
+def default_dtype_left() -> Iterator[ak.Method]:
+    yield _leaving(lambda: torch.set_default_dtype(torch.float64))
+
+
+@caught_by("check_generators_untouched")
+def default_dtype_put_back_to_float32() -> Iterator[ak.Method]:
+    yield _leaving(lambda: torch.set_default_dtype(torch.float32))
+
+
+@caught_by("check_generators_untouched")
+def deterministic_mode_left() -> Iterator[ak.Method]:
+    yield _leaving(lambda: torch.use_deterministic_algorithms(True))
+
+
+@caught_by("check_generators_untouched")
+def deterministic_mode_switched_off() -> Iterator[ak.Method]:
+    yield _leaving(lambda: torch.use_deterministic_algorithms(False))
+
+
+@caught_by("check_generators_untouched")
+def numpy_seeded() -> Iterator[ak.Method]:
+    yield _leaving(lambda: np.random.seed(0))  # noqa: NPY002
+
+
+@caught_by("check_generators_untouched")
+def random_seeded() -> Iterator[ak.Method]:
+    yield _leaving(lambda: random.seed(0))
+
+
+@caught_by("check_generators_untouched")
+def threads_left() -> Iterator[ak.Method]:
+    yield _leaving(lambda: torch.set_num_threads(2))
+
+
+@caught_by("check_generators_untouched")
+def numpy_told_to_raise() -> Iterator[ak.Method]:
+    yield _leaving(lambda: np.seterr(all="raise"))
 
 
 @caught_by("check_fault_leaves_nothing")
