@@ -284,6 +284,8 @@ def filters_unflipped() -> Iterator[ak.Method]:
 def bias_carried_back() -> Iterator[ak.Method]:
     def carry(signal, site):
         bias = site.params["bias"]
+        if bias is None:
+            return site.plain(signal)
         return site.plain(signal - bias.reshape(-1, *[1] * (signal.ndim - 2)))
 
     yield deconvnet_with("conv", carry, ordinary=True)
@@ -429,10 +431,10 @@ def first_position_always() -> Iterator[ak.Method]:
 @caught_by("check_right_unit")
 def row_and_column_exchanged() -> Iterator[ak.Method]:
     def exchanged(t, shape):
-        if t.positions is None or shape[2] != shape[3]:
+        if t.positions is None:
             return t
         row, column = t.positions // shape[3], t.positions % shape[3]
-        return replace(t, positions=column * shape[3] + row)
+        return replace(t, positions=column.clamp(max=shape[2] - 1) * shape[3] + row.clamp(max=shape[3] - 1))
 
     yield _with_unit(exchanged)
 

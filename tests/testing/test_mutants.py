@@ -9,7 +9,7 @@ from mutants import MUTANTS
 
 from attribkit.testing import all_checks, checks_for, run_check, run_checks, switches
 
-EXAMPLES = int(os.environ.get("MUTANT_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("MUTANT_EXAMPLES", "40"))
 
 
 LEAVE_SOMETHING = (
