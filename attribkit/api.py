@@ -28,10 +28,9 @@ from attribkit.errors import (
     InputError,
     InputTypeError,
     as_int,
-    did_you_mean,
     is_int,
 )
-from attribkit.method import InverseMethod, Method
+from attribkit.method import InverseMethod, Method, tags_of
 from attribkit.plugins import MethodEntry, manager
 from attribkit.targets import PendingTarget, Unit
 
@@ -70,7 +69,7 @@ class MethodInfo:
     @property
     def tags(self) -> frozenset[str]:
         """The method's tags; asking loads the method."""
-        return frozenset(self._entry.load().tags)
+        return tags_of(self._entry.load())
 
     def load(self) -> type[Method]:
         """Return the method's class."""
@@ -127,7 +126,7 @@ def attribute(
     batch_size
         How many samples go through at once; None: all.
     strict
-        Whether a method that rewrote nothing is an error instead of a warning.
+        Whether a method that rewrote nothing, or whose table is misspelt, is an error instead of a warning.
     progress
         Whether to show a progress bar.
     forward_kwargs
@@ -147,12 +146,13 @@ def attribute(
     ModelError
         The model cannot be used as it is.
     CoverageError
-        With ``strict``: the method met none of its operations.
+        With ``strict``: the method met none of its operations, or its table names an op kind that does not exist.
 
     Warns
     -----
     CoverageWarning
-        The method met none of its operations, so that the map is the plain gradient.
+        The method met none of its operations, so that the map is the plain gradient, or its table of inverse layers
+        names an op kind that does not exist.
     """
     model = usable_model(model)
     chosen = find_method(method)
@@ -351,11 +351,15 @@ def _coverage(method: Method, table: Table, log: coverage.Log) -> coverage.Cover
 
 
 def _warn_if_plain(method: Method, table: Table, log: coverage.Log, *, strict: bool) -> None:
-    """Say that a method with a table met nothing to rewrite: its result is the plain gradient."""
+    """Say that a method with a table met nothing to rewrite, or that its table names what can never be met."""
+    clauses = []
     if table.any_rewrites() and log.complete and log.rewritten == 0:
-        message = f"{method.name} met none of the operations it rewrites: the result equals the plain gradient"
-        for kind in table.kinds.keys() - vocabulary().kinds:
-            message += f"; {kind!r} is no op kind, {did_you_mean(kind, vocabulary().kinds)}"
+        clauses.append("met none of the operations it rewrites: the result equals the plain gradient")
+    misnamed = table.misnamed(vocabulary(), [site.name for site in log.sites or []]) if table else []
+    if misnamed and not clauses:
+        clauses.append("has inverse layers that are never used")
+    if clauses:
+        message = f"{method.name or type(method).__name__} {'; '.join([*clauses, *misnamed])}"
         if strict:
             raise CoverageError(message)
         warnings.warn(message, CoverageWarning, stacklevel=3)

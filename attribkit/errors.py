@@ -51,7 +51,10 @@ class PluginError(AttribkitError, RuntimeError):
 
 
 class CoverageWarning(UserWarning):
-    """A method with inverse layers met none of its operations, so that its result is the plain gradient."""
+    """A method with inverse layers met none of its operations, so that its result is the plain gradient.
+
+    Or its table names an op kind that does not exist, so that an inverse layer is never used.
+    """
 
 
 class CoverageError(AttribkitError, CoverageWarning):

@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attribkit.engine.inverse import InverseLayer
 from attribkit.engine.invert import invert
 from attribkit.engine.table import Table
+from attribkit.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from attribkit.targets import Target
+
+
+#: What the signal of a unit may start as.
+UNIT_SIGNALS = ("one", "activation")
 
 
 class Method:
@@ -105,11 +110,66 @@ class InverseMethod(Method):
 
         Raises
         ------
-        InputTypeError
-            A key or a value of ``inverse_layers`` is of a wrong type.
+        InputError
+            ``inverse_layers`` or ``unit_signal`` is not what it may be.
         """
-        return Table(self.inverse_layers)
+        name = _called(self)
+        if not isinstance(self.unit_signal, str) or self.unit_signal not in UNIT_SIGNALS:
+            allowed = " or ".join(map(repr, UNIT_SIGNALS))
+            raise InputError(f"method {name!r}: unit_signal must be {allowed}, got {self.unit_signal!r}")
+        try:
+            return Table(self.inverse_layers)
+        except InputTypeError as error:
+            raise InputTypeError(f"method {name!r}: {error}") from None
 
     def attribute(self, model: nn.Module, inputs: Tensor, target: Target, **options: Any) -> Tensor:
         """Return the map [N, C, H, W]: one forward pass, one way back through the table."""
         return invert(model, inputs, target, self.table(), unit_signal=self.unit_signal).values
+
+
+def tags_of(method: Method | type[Method]) -> frozenset[str]:
+    """Return a method's tags.
+
+    Raises
+    ------
+    InputTypeError
+        They are no set of strings.
+    """
+    tags: Any = method.tags
+    if not isinstance(tags, (set, frozenset, list, tuple)) or not all(isinstance(tag, str) for tag in tags):
+        raise InputTypeError(f"method {_called(method)!r}: tags must be a set of strings, got {_short(tags)}")
+    return frozenset(tags)
+
+
+def failures_of(method: Method | type[Method]) -> dict[str, str]:
+    """Return the checks that a method says it cannot meet, each with the reason.
+
+    Raises
+    ------
+    InputError
+        They are no dict of strings, or a reason is empty.
+    """
+    return checked_failures(method.expected_failures, f"method {_called(method)!r}: ")
+
+
+def checked_failures(failures: Any, whose: str = "") -> dict[str, str]:
+    """Return ``expected_failures``, checked; raises as `failures_of` does, beginning with ``whose``."""
+    if not isinstance(failures, Mapping):
+        rule = "expected_failures must be a dict of checks to reasons"
+        raise InputTypeError(f"{whose}{rule}, got {_short(failures)}")
+    for check, reason in failures.items():
+        if not isinstance(check, str):
+            raise InputTypeError(f"{whose}expected_failures must have names of checks as keys, got {_short(check)}")
+        if not isinstance(reason, str) or not reason.strip():
+            rule = f"expected_failures[{check!r}] must be the reason in words"
+            raise (InputError if isinstance(reason, str) else InputTypeError)(f"{whose}{rule}, got {_short(reason)}")
+    return dict(failures)
+
+
+def _called(method: Method | type[Method]) -> str:
+    cls = method if isinstance(method, type) else type(method)
+    return method.name if isinstance(method.name, str) and method.name else cls.__name__
+
+
+def _short(value: object) -> str:
+    return " ".join(repr(value).split())[:80]

@@ -125,13 +125,20 @@ class PluginManager:
         return found
 
     def add_commands(self, cli: click.Group) -> None:
-        """Add every plugin's commands to ``cli``; a plugin whose hook raises or takes a taken name adds none."""
+        """Add every plugin's commands to ``cli``.
+
+        A plugin whose hook raises, takes a taken name, or adds something that is no `click.Command` adds none.
+        """
         import click
 
         with self._lock:
             for plugin in self._implementing("attribkit_commands"):
                 own = click.Group(cli.name)  # a group of its own, so that a hook that fails midway leaves nothing
                 if not self._call(plugin, "attribkit_commands", cli=own):
+                    continue
+                wrong = _why_no_commands(own.commands)
+                if wrong:
+                    self._fail(plugin, wrong, hook="attribkit_commands")
                     continue
                 taken = sorted(set(own.commands) & set(cli.list_commands(click.Context(cli))))
                 if taken:
@@ -301,6 +308,21 @@ def _identity(distribution: importlib.metadata.Distribution | None) -> tuple[str
     except Exception:
         name, version = "", ""
     return name or "unknown", version or "unknown"
+
+
+def _why_no_commands(commands: object) -> str:
+    """Return why these are no commands of a group, or "": click itself looks at them only when it needs them."""
+    import click
+
+    if not isinstance(commands, dict):
+        return f"cli.commands must stay a dict, it is {type(commands).__name__}"
+    for name, command in commands.items():
+        if not isinstance(name, str) or not name:
+            return f"a command's name must be a string that is not empty, got {name!r}"
+        if not isinstance(command, click.Command):
+            got = " ".join(repr(command).split())[:80]
+            return f"command {name!r} must be a click.Command, got {type(command).__name__} {got}"
+    return ""
 
 
 def _normal(name: str) -> str:

@@ -256,6 +256,12 @@ def operation_register(plugin: PluginInfo, entries: list[OperationEntry]) -> Cal
         if not is_module_class and (inspect.isclass(operation) or not callable(operation)):
             expected = "a torch.nn.Module class or a function"
             raise PluginError(f"register({kind!r}): expected {expected}, got {_label(operation)}")
+        if not is_module_class and not _calls_are_seen(operation):
+            raise PluginError(
+                f"register({kind!r}): no call of {_label(operation)} would be seen: register a torch.nn.Module class, "
+                "a function of torch's own, an operator of torch.ops, or a function that goes through "
+                "torch.overrides.handle_torch_function"
+            )
         if any(operation is known.operation for known in entries):
             raise PluginError(f"register({kind!r}): {_label(operation)} is registered twice")
         entries.append(OperationEntry(kind, operation, plugin))
@@ -295,6 +301,22 @@ def _why_no_method(found: Any) -> str:
     if inspect.isclass(found) and base is not None and issubclass(found, base):
         return ""
     return f"got {_label(found)}, which is no subclass of attribkit.Method"
+
+
+def _calls_are_seen(function: Any) -> bool:
+    """Tell whether calls of a function pass through ``__torch_function__``, where the engine looks for them."""
+    operators = tuple(filter(None, (_loaded_attribute("torch._ops", n) for n in ("OpOverload", "OpOverloadPacket"))))
+    if operators and isinstance(function, operators):
+        return True
+    if not inspect.isroutine(function) or inspect.ismethod(function):
+        return False
+    if inspect.isfunction(function) and "handle_torch_function" in function.__code__.co_names:
+        return True
+    # torch lists most of its own; of its built-in functions some, such as torch.relu_, are left out
+    if inspect.isbuiltin(function) and str(function.__module__).partition(".")[0] == "torch":
+        return True
+    listed = _loaded_attribute("torch.overrides", "get_overridable_functions")
+    return listed is not None and any(function in functions for functions in listed().values())
 
 
 def _loaded_attribute(module: str, name: str) -> Any:

@@ -13,6 +13,7 @@ from traces import METHODS
 
 import attribkit as ak
 from attribkit import errors
+from attribkit.engine.layers import GatedRectify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,6 +52,24 @@ def changed(index, value):
     x = X.clone()
     x[index] = value
     return x
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "words"),
+    [
+        ("unit_signal", "activations", "unit_signal must be 'one' or 'activation', got 'activations'"),
+        ("unit_signal", None, "unit_signal must be 'one' or 'activation', got None"),
+        ("inverse_layers", {"rectifier": GatedRectify}, "inverse_layers['rectifier'] is <class"),
+        ("inverse_layers", {3: GatedRectify()}, "inverse_layers has the key 3"),
+        ("inverse_layers", None, "inverse_layers must be a dict, got NoneType"),
+    ],
+)
+def test_a_declaration_that_breaks_a_rule(attribute, value, words):
+    method = type("Faulty", (ak.InverseMethod,), {"name": "faulty", "summary": "Faulty", attribute: value})
+    for target in (4, ak.Unit("relu1", 0)):
+        refused(errors.InputError, f"method 'faulty': {words}", method=method, target=target)
+    with pytest.raises(errors.InputError, match="method 'faulty'"):
+        ak.project(NET, X, "relu1", [0], method=method)
 
 
 def test_the_good_call_is_good():

@@ -231,6 +231,56 @@ def test_methods_with_nothing_to_promise_do_not_warn(method):
         ak.attribute(model, X, method=method, strict=True)
 
 
+def tables(*keys):
+    class Misnamed(ak.InverseMethod):
+        name = "misnamed"
+        summary = "A table with names that do not exist"
+        inverse_layers = dict.fromkeys(keys, GatedRectify())
+
+    return Misnamed
+
+
+MISNAMED = {
+    "a misspelt kind": (("rectifer",), "'rectifer' is no op kind, did you mean 'rectifier'?"),
+    "the kind of one function": (("hardtanh",), "'hardtanh' is no op kind"),
+    "a site as a string": (("1",), "'1' is the name of a site, not an op kind: write re.compile('1')"),
+    "a site with a dot": (("features.1",), "; the name of a site is given as re.compile(...)"),
+    "a function that is no operation": ((torch.fft.fft,), "fft> is no operation that the engine knows"),
+}
+
+
+@pytest.mark.parametrize(("keys", "words"), MISNAMED.values(), ids=MISNAMED)
+@pytest.mark.parametrize("met", [True, False])
+def test_a_table_that_names_what_does_not_exist(keys, words, met):
+    """Also where the rest of the table is in use."""
+    model = made(nn.ReLU())
+    method = tables(*keys, "rectifier") if met else tables(*keys)
+    calls = [
+        lambda **more: ak.attribute(model, X, method=method, **more),
+        lambda **more: ak.attribute(model, X, method=method, target=ak.Unit("1", 2), **more),
+        lambda **more: ak.project(model, X, "1", [0, 1], method=method, **more),
+    ]
+    for call in calls:
+        with pytest.warns(ak.CoverageWarning) as caught:
+            call()
+        (warning,) = caught
+        message = str(warning.message)
+        assert words in message
+        assert message.startswith("misnamed ")
+        assert "\n" not in message
+        assert warning.filename == __file__
+        with pytest.raises(CoverageError, match=re.escape(words)):
+            call(strict=True)
+    with pytest.warns(ak.CoverageWarning) as caught:
+        calls[0]()
+    assert ("plain gradient" in str(caught[0].message)) != met
+
+
+@pytest.mark.parametrize("key", ["rectifier", "other", "max_pool", F.relu, torch.sigmoid, nn.ReLU, re.compile("[a-z]")])
+def test_what_exists_is_not_told_of(key):
+    ak.attribute(made(nn.ReLU()), X, method=tables("rectifier", key), strict=True)
+
+
 def test_inspect_does_not_warn():
     inspection = ak.inspect(made(nn.Tanh()), X, method="deconvnet")
     assert inspection.coverage.rewritten == 0

@@ -269,6 +269,36 @@ def test_a_command_hook_that_fails_midway_adds_nothing(site):
     assert list(cli.commands) == ["buy"]
 
 
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("cli.add_command(print, 'say')", "command 'say' must be a click.Command, got builtin_function_or_method <"),
+        ("cli.commands['say'] = None", "command 'say' must be a click.Command, got NoneType None"),
+        ("cli.commands['say'] = click.Command", "command 'say' must be a click.Command, got type <class"),
+        ("cli.commands['say'] = 'two\\nlines'", r"command 'say' must be a click.Command, got str 'two\nlines'"),
+        ("cli.commands[3] = click.Command('say')", "a command's name must be a string that is not empty, got 3"),
+        ("cli.commands[''] = click.Command('say')", "a command's name must be a string that is not empty, got ''"),
+        ("cli.commands = None", "cli.commands must stay a dict, it is NoneType"),
+    ],
+)
+def test_what_is_no_command_is_skipped_and_told_of(site, statement, reason):
+    import click
+    from click.testing import CliRunner
+
+    site.add("shop", COMMAND.format(command="sell", after=statement))
+    site.add("works", COMMAND.format(command="buy", after=""))
+    manager = site.load()
+    cli = click.Group("attribkit")
+    with pytest.warns(PluginWarning, match=rf"skipped attribkit_commands of plugin 'shop' .*: {re.escape(reason)}"):
+        manager.add_commands(cli)
+    assert list(cli.commands) == ["buy"]
+    info = next(info for info in manager.plugins if info.name == "shop")
+    assert (info.state, info.provides) == ("failed", {})
+    assert "\n" not in info.reason
+    shown = CliRunner().invoke(cli, ["--help"])
+    assert (shown.exit_code, shown.exception) == (0, None)
+
+
 def test_a_command_does_not_replace_another(site):
     import click
 
@@ -445,7 +475,16 @@ def test_a_wrong_registration_takes_back_the_hook(site, hook, statement, reason)
         ("register('Kind', print)", "op kind must be a lower-case identifier, got 'Kind'"),
         ("register('kind', int)", "expected a torch.nn.Module class or a function, got int"),
         ("register('kind', 'm:C')", "expected a torch.nn.Module class or a function, got str 'm:C'"),
-        ("register('kind', print), register('kin', print)", "print is registered twice"),
+        ("register('kind', erf), register('kin', erf)", "special_erf is registered twice"),
+        ("register('kind', print)", "no call of print would be seen: register a torch.nn.Module class, a function of"),
+        ("register('kind', lambda x: x)", "<lambda> would be seen"),
+        ("register('kind', own)", "no call of own would be seen"),
+        ("register('kind', Square.apply)", "no call of Square.apply would be seen"),
+        ("register('kind', torch.nn.ReLU())", "no call of ReLU ReLU() would be seen"),
+        ("register('kind', torch.nn.ReLU().forward)", "no call of ReLU.forward would be seen"),
+        ("register('kind', torch.vmap(erf))", "would be seen"),
+        ("register('kind', functools.partial(erf))", "no call of partial functools.partial(<built-in"),
+        ("register('kind', torch.nn.functional.tanh)", "no call of tanh would be seen"),
         ("raise SystemExit", "SystemExit"),
     ],
 )
@@ -453,9 +492,19 @@ def test_a_wrong_operation_takes_back_the_hook(site, statement, reason):
     code = f"""
         from attribkit.hookspecs import hookimpl
 
+        import functools
+        import torch
+        from torch.special import erf
+
+        def own(x):
+            return x * x
+
+        class Square(torch.autograd.Function):
+            pass
+
         @hookimpl
         def attribkit_inverse_layers(register):
-            register("before", len)
+            register("before", torch.special.erfc)
             {statement}
     """
     site.add("wrong", code)
@@ -464,6 +513,54 @@ def test_a_wrong_operation_takes_back_the_hook(site, statement, reason):
         assert manager.operations == []
     assert re.search(re.escape(reason), only(manager).reason)
     assert manager.operations == []
+
+
+def test_what_can_be_registered_is_met_in_a_model(site):
+    """Whatever is taken as an operation is found where a model calls it."""
+    import torch
+    from torch import nn
+    from torch.overrides import wrap_torch_function
+
+    from attribkit.engine.ops import Vocabulary
+    from attribkit.engine.walk import Walk
+
+    @wrap_torch_function(lambda x: (x,))
+    def wrapped(x):
+        return x * x
+
+    library = torch.library.Library("attribkit_tests", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: x + x, "CompositeImplicitAutograd")
+    twice = torch.ops.attribkit_tests.twice
+
+    class Model(nn.Module):
+        def forward(self, x):
+            x = wrapped(twice(torch.special.erf(x)))
+            return torch.nn.functional.fold(twice.default(x).erfc(), (2, 2), (1, 1)).flatten(1)
+
+    taken = [torch.special.erf, wrapped, twice, torch.Tensor.erfc, nn.functional.fold]
+    taken += [torch._C._nn.silu_, torch.relu_, nn.functional.max_pool2d, nn.Identity]
+    code = """
+        from attribkit.hookspecs import hookimpl
+
+        @hookimpl
+        def attribkit_inverse_layers(register):
+            for number, operation in enumerate(taken):
+                register(f"kind{number}", operation)
+    """
+    module = site.add("ops", code)
+    manager = site.load()
+    sys.modules[module].taken = taken
+    assert [entry.operation for entry in manager.operations] == taken
+    for overload in (False, True):
+        operations = [(entry.kind, entry.operation) for entry in manager.operations]
+        operations[2] = ("kind2", twice.default if overload else twice)
+        walk = Walk(Model(), vocabulary=Vocabulary(operations))
+        walk.run(torch.rand(1, 3, 4))
+        met = [(each.kind, each.name) for each in walk.sites if each.kind.startswith("kind")]
+        expected = ["special_erf", "twice", "wrapped", "twice_1", "erfc", "fold"]
+        assert [name for _, name in met] == expected
+        assert [kind for kind, _ in met] == ["kind0", "kind2", "kind1", "kind2", "kind3", "kind4"]
 
 
 def test_a_class_without_a_name_or_summary_is_refused(site):
@@ -769,7 +866,8 @@ def test_an_interrupted_collection_is_repeated(site):
             calls.append(1)
             if len(calls) == 1:
                 raise KeyboardInterrupt
-            register("kind", print)
+            import torch
+            register("kind", torch.special.erf)
     """
     site.add("ops", code)
     manager = site.load()

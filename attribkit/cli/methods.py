@@ -65,13 +65,14 @@ def _list(found: PluginManager) -> None:
 def _details(name: str) -> str:
     """Return everything there is to know of a method; this imports it, and torch."""
     import attribkit
+    from attribkit.method import failures_of
 
     info = attribkit.methods()[name]
     lines = [name, f"  {info.summary}"]
     lines += [f"  source: {info.source}"] if info.source else []
     lines.append(f"  of {info.distribution} {info.version}, plugin {info.plugin}")
     lines.append(f"  claims: {', '.join(sorted(info.tags)) or 'nothing beyond what every method is held to'}")
-    for check, reason in info.load().expected_failures.items():
+    for check, reason in failures_of(info.load()).items():
         lines.append(f"  does not pass {check}: {reason}")
     options = {option: _shown(default) for option, default in info.options.items()}
     lines += ["  options:", *(f"    {option} = {default}" for option, default in options.items())] if options else []

@@ -47,7 +47,7 @@ class NewPluginError(AttribkitError, OSError):
 def new_plugin(name: str, kind: str, out: Path) -> None:
     """Write an installable plugin with one method, called NAME, and tests that pass as they are.
 
-    NAME is a lower-case identifier; the folder is attribkit-NAME.
+    NAME is a lower-case identifier that does not end in an underscore; the folder is attribkit-NAME.
     """
     folder = write_plugin(name, kind, out)
     shown = os.path.relpath(folder)
@@ -73,7 +73,8 @@ def write_plugin(name: str, kind: str, out: Path) -> Path:
     Raises
     ------
     InputError
-        The name is no lower-case identifier, or a method of that name is there already.
+        The name is no lower-case identifier, ends in an underscore or is a word of Python's, or a method of that name
+        is there already.
     NewPluginError
         The folder exists, or cannot be written.
     """
@@ -81,8 +82,11 @@ def write_plugin(name: str, kind: str, out: Path) -> Path:
 
     from attribkit.plugins import manager
 
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise InputError(f"name must be a lower-case identifier such as my_method, got {name!r}")
+    # a distribution's name may not end in a separator, and the class bears the name too: true would make it True
+    cls = "".join(part.capitalize() for part in name.split("_"))
+    if not re.fullmatch(r"[a-z]([a-z0-9_]*[a-z0-9])?", name) or keyword.iskeyword(name) or keyword.iskeyword(cls):
+        rule = "a lower-case identifier such as my_method, not ending in _ and no word of Python's own"
+        raise InputError(f"name must be {rule}, got {name!r}")
     taken = manager().methods.get(name)
     if taken is not None:
         raise InputError(
@@ -96,7 +100,7 @@ def write_plugin(name: str, kind: str, out: Path) -> Path:
         "name": name,
         "distribution": distribution,
         "module": f"attribkit_{name}",
-        "cls": "".join(part.capitalize() for part in name.split("_")),
+        "cls": cls,
         "summary": _SUMMARIES[kind],
         "version": ".".join(__version__.split(".")[:2]),
     }

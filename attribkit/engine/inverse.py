@@ -62,7 +62,7 @@ class InverseLayer:
 
         Returns
         -------
-        Tensor of the input's shape, or a tuple of them, one for each tensor input (None: no signal).
+        Floating tensor of the input's shape, or a tuple of them, one for each tensor input (None: no signal).
         """
         raise NotImplementedError(f"{type(self).__name__} does not define carry(signal, site)")
 
@@ -278,6 +278,13 @@ class SiteCall:
                 raise MethodError(
                     f"{self.layer!r}.carry at site {self.name!r} ({self.kind}) returned {got}, "
                     f"but the site's input has shape {tuple(shape)}"
+                )
+            # any floating dtype will do, for autograd casts it: under autocast a signal may have the output's, and what
+            # a layer hands on is to have the input's; numbers of other dtypes it would cast as quietly
+            if part is not None and not part.is_floating_point():
+                raise MethodError(
+                    f"{self.layer!r}.carry at site {self.name!r} ({self.kind}) returned a tensor of {part.dtype}, "
+                    "but a signal has a floating dtype"
                 )
         return parts
 

@@ -252,10 +252,12 @@ class Vocabulary:
             if isinstance(what, type):
                 self._taught[what] = ModuleKind(kind, True, what)
             else:
-                name = getattr(what, "__name__", "") or type(what).__name__
-                self.functions[what] = Operation(kind, site_function_name(name), _signature_of(what, None))
+                packet = getattr(what, "overloadpacket", what)
+                name = getattr(packet, "__name__", "") or type(what).__name__
+                operation = Operation(kind, site_function_name(name), _signature_of(what, None))
+                self.functions.update(dict.fromkeys(_forms(what, packet), operation))
 
-    @property
+    @functools.cached_property
     def kinds(self) -> frozenset[str]:
         """The op kinds there are."""
         of_modules = {kind.kind for kind in self._taught.values()}
@@ -305,6 +307,14 @@ def _signature_of(function: Any, fallback: Callable[..., Any] | None) -> inspect
 def _builtin_functions() -> tuple[tuple[Any, Operation], ...]:
     """Return the rows by function object; reading signatures takes milliseconds, so once in a process."""
     return tuple(_read_rows())
+
+
+def _forms(function: Any, packet: Any) -> list[Any]:
+    """Return what else is called where a function is: an operator of torch.ops and its overloads are one."""
+    overloads = [getattr(packet, each) for each in packet.overloads()] if hasattr(packet, "overloads") else []
+    if function is packet:
+        return [packet, *overloads]
+    return [function, packet] if len(overloads) == 1 else [function]
 
 
 def functions_named(names: str) -> list[Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attribkit.engine.inverse import InverseLayer
-from attribkit.errors import InputTypeError
+from attribkit.errors import InputTypeError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from attribkit.engine.ops import Vocabulary
 
 
 class Table:
@@ -44,7 +46,7 @@ class Table:
             if type(layer).carry is InverseLayer.carry:
                 raise InputTypeError(f"inverse_layers[{key!r}] is {layer!r}, which does not define carry(signal, site)")
             needs: Any = layer.needs
-            if isinstance(needs, str):
+            if not isinstance(needs, (set, frozenset, list, tuple)) or not all(isinstance(each, str) for each in needs):
                 raise InputTypeError(f"{layer!r}.needs must be a set of names, got {needs!r}")
             unknown = set(needs) - {"input", "output"}
             if unknown:
@@ -67,6 +69,31 @@ class Table:
         """Return every inverse layer in the table."""
         named = [layer for _, layer in self.names]
         return [*named, *self.classes.values(), *self.functions.values(), *self.kinds.values()]
+
+    def misnamed(self, known: Vocabulary, sites: Collection[str] = ()) -> list[str]:
+        """Return a clause for each op kind and function in the table that no operation has: its layer is never used.
+
+        Parameters
+        ----------
+        known
+            The operations there are.
+        sites
+            Names of sites, which may have been written as bare strings.
+        """
+        kinds = known.kinds
+        found = []
+        for key in self.kinds:
+            if key in kinds:
+                continue
+            if key in sites:
+                found.append(f"{key!r} is the name of a site, not an op kind: write re.compile({re.escape(key)!r})")
+            else:
+                hint = "" if key.isidentifier() else "; the name of a site is given as re.compile(...)"
+                found.append(f"{key!r} is no op kind, {did_you_mean(key, sorted(kinds))}{hint}")
+        for function in self.functions:
+            if function not in known.functions:
+                found.append(f"{function!r} is no operation that the engine knows: a plugin can teach it")
+        return found
 
     def all_batched(self) -> bool:
         """Tell whether every layer of the table can carry many signals at once."""

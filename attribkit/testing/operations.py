@@ -39,6 +39,11 @@ class Op:
         """Return an argument."""
         return dict(self.args).get(name, default)
 
+    def pair(self, name: str, default: Any = None) -> tuple[Any, Any]:
+        """Return an argument for rows and for columns; given once, it is for both."""
+        value = self.get(name, default)
+        return value if isinstance(value, tuple) else (value, value)
+
     def __repr__(self) -> str:
         args = "".join(f", {name}={value!r}" for name, value in self.args)
         return f"op({self.kind!r}, {', '.join(map(str, self.inputs))}{args})"
@@ -89,13 +94,13 @@ class Kind:
         return template
 
 
-_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "ceil": False}
+_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "ceil": False, "include": True}
 
 
-def window_size(size: int, op: Op) -> int:
-    """Return how many windows fit along a side of ``size``, as torch counts them."""
-    kernel, dilation = op.get("kernel"), op.get("dilation", 1)
-    stride, padding = op.get("stride", 1), op.get("padding", 0)
+def window_size(size: int, op: Op, axis: int = 0) -> int:
+    """Return how many windows fit along a side of ``size``, as torch counts them; axis 0: from row to row."""
+    kernel, dilation = op.pair("kernel")[axis], op.pair("dilation", 1)[axis]
+    stride, padding = op.pair("stride", 1)[axis], op.pair("padding", 0)[axis]
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     if not op.get("ceil", False):
         return int(room // stride + 1)
@@ -105,11 +110,17 @@ def window_size(size: int, op: Op) -> int:
 
 def _windowed(op: Op, shapes: list[Shape]) -> Shape:
     channels, *sides = shapes[0]
-    return (op.get("channels", channels), *(window_size(side, op) for side in sides))
+    return (op.get("channels", channels), *(window_size(side, op, axis) for axis, side in enumerate(sides)))
 
 
 def _constructor(template: str) -> Callable[[Op, list[Shape]], str]:
     return lambda op, shapes: Kind("", call=template).text(op, shapes, "call")
+
+
+def _weighted(template: str) -> Callable[[Op, list[Shape]], str]:
+    """Return what makes the constructor of a module with weights, that may do without a bias."""
+    with_bias, without = _constructor(template), _constructor(template.removesuffix(")") + ", bias=False)")
+    return lambda op, shapes: (with_bias if op.get("bias", True) else without)(op, shapes)
 
 
 def _rectifier(module: str, call: str, in_place: str = "", method: str = "") -> Kind:
@@ -130,7 +141,7 @@ _POOL = "<kernel>, <stride>, <padding>"
 KINDS: dict[str, Kind] = {
     "conv": Kind(
         "conv",
-        _constructor("nn.Conv2d(<c>, <channels>, <kernel>, <stride>, <padding>, <dilation>, <groups>)"),
+        _weighted("nn.Conv2d(<c>, <channels>, <kernel>, <stride>, <padding>, <dilation>, <groups>)"),
         parameters=True,
         shape=_windowed,
     ),
@@ -163,8 +174,8 @@ KINDS: dict[str, Kind] = {
     ),
     "avg_pool": Kind(
         "avg_pool",
-        _constructor(f"nn.AvgPool2d({_POOL}, ceil_mode=<ceil>)"),
-        f"F.avg_pool2d({{x}}, {_POOL}, <ceil>)",
+        _constructor(f"nn.AvgPool2d({_POOL}, <ceil>, <include>)"),
+        f"F.avg_pool2d({{x}}, {_POOL}, <ceil>, <include>)",
         shape=_windowed,
     ),
     "adaptive_avg_pool": Kind(
@@ -175,6 +186,7 @@ KINDS: dict[str, Kind] = {
     ),
     "dropout": Kind("dropout", _constructor("nn.Dropout(0.5)"), "F.dropout({x}, 0.5, self.training)"),
     "sum": Kind("sum", None, "{x} + {y}", method="torch.add({x}, {y})", in_place="{x}.add_({y})"),
+    "difference": Kind("sum", None, "{x} - {y}", method="torch.sub({x}, {y})", in_place="{x}.sub_({y})"),
     "product": Kind("product", None, "{x} * {y}", method="{x}.mul({y})"),
     "concat": Kind(
         "concat",
@@ -192,7 +204,7 @@ KINDS: dict[str, Kind] = {
     "mean": Kind("mean", None, "{x}.mean((2, 3))", shape=lambda op, shapes: (shapes[0][0],)),
     "linear": Kind(
         "linear",
-        _constructor("nn.Linear(<c>, <features>)"),
+        _weighted("nn.Linear(<c>, <features>)"),
         parameters=True,
         shape=lambda op, shapes: (op.get("features"),),
     ),
@@ -235,7 +247,7 @@ GATES = tuple(name for name, kind in KINDS.items() if kind.role == "gate")
 EXACT_RECTIFIERS = ("relu", "leaky_relu", "relu6", "hardtanh", "prelu")
 
 #: Kinds whose output autograd does not keep and that share no storage with their input: it may be overwritten.
-OVERWRITABLE = ("conv", "batch_norm", "group_norm", "linear", "sum", "concat", "max_pool", "avg_pool")
+OVERWRITABLE = ("conv", "batch_norm", "group_norm", "linear", "sum", "difference", "concat", "max_pool", "avg_pool")
 
 #: Modules with an ``inplace`` argument.
 # fmt: off

@@ -57,8 +57,8 @@ def parametrize_with_checks(
     parameters = []
     for given in methods:
         method = find_method(given)
-        extra = expected_failures(method) if callable(expected_failures) else expected_failures or {}
-        reasons = known_failures(method, extra)
+        extra = expected_failures(method) if callable(expected_failures) else expected_failures
+        reasons = known_failures(method, {} if extra is None else extra)
         for check in checks_for(method):
             reason = reasons.get(check.name)
             marks = [pytest.mark.xfail(reason=reason, strict=False)] if reason else []

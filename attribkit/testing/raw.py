@@ -107,18 +107,3 @@ def own_generators() -> Iterator[None]:
         torch.set_rng_state(states[0])
         random.setstate(states[1])
         np.random.set_state(states[2])  # noqa: NPY002
-
-
-@contextmanager
-def own_switches() -> Iterator[None]:
-    """Let what runs inside begin with gradients on, and put the caller's grad mode and default dtype back afterwards.
-
-    A method that leaves them changed fails the check that looks for it, and not the ones that happen to run next.
-    """
-    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
-    torch.set_grad_enabled(True)
-    try:
-        yield
-    finally:
-        torch.set_grad_enabled(grad)
-        torch.set_default_dtype(dtype)

@@ -104,7 +104,7 @@ def _carry(
     if role == "max_pool":
         return [unpool(signal, switches(x, each, signal.shape), x.shape)]
     if role == "sum":
-        return [signal, signal]
+        return [signal, -signal if each.kind == "difference" else signal]
     if role == "concat":
         return list(torch.split(signal, [t.shape[1] for t in taken], dim=1))
     if role == "product":
@@ -140,15 +140,15 @@ def _transposed(conv: nn.Conv2d, signal: Tensor, x: Tensor) -> Tensor:
 def windows(each: Op, height: int, width: int, rows: int, columns: int) -> list[list[int]]:
     """Return for each output place, in row order, the flat places of the input that its window holds, in row order."""
 
-    def along(size: int, count: int) -> list[list[int]]:
+    def along(size: int, count: int, axis: int) -> list[list[int]]:
         if each.get("kernel") is None:  # adaptive
             return [list(range(i * size // count, -(-(i + 1) * size // count))) for i in range(count)]
-        kernel, stride = each.get("kernel"), each.get("stride", 1)
-        padding, dilation = each.get("padding", 0), each.get("dilation", 1)
+        kernel, stride = each.pair("kernel")[axis], each.pair("stride", 1)[axis]
+        padding, dilation = each.pair("padding", 0)[axis], each.pair("dilation", 1)[axis]
         places = [[i * stride - padding + j * dilation for j in range(kernel)] for i in range(count)]
         return [[place for place in window if 0 <= place < size] for window in places]
 
-    down, across = along(height, rows), along(width, columns)
+    down, across = along(height, rows, 0), along(width, columns, 1)
     return [[y * width + x for y in window_y for x in window_x] for window_y in down for window_x in across]
 
 

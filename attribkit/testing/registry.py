@@ -42,7 +42,9 @@ _IMPLIED = {
 
 def claims(method: Method) -> frozenset[str]:
     """Return what a method claims: its tags, its name if that is an exact definition's, and what they imply."""
-    found = set(method.tags) | ({method.name} & set(EXACT))
+    from attribkit.method import tags_of  # here: it imports torch, and naming the checks does not
+
+    found = {*tags_of(method), *(name for name in EXACT if name == method.name)}
     waiting = list(found)
     while waiting:
         more = _IMPLIED.get(waiting.pop(), set()) - found
@@ -143,8 +145,12 @@ def known_failures(method: Method, given: Mapping[str, str]) -> dict[str, str]:
     ------
     UnknownNameError
         There is no such check.
+    InputError
+        They are no dict of strings, or a reason is empty.
     """
-    found = {**method.expected_failures, **given}
+    from attribkit.method import checked_failures, failures_of
+
+    found = {**failures_of(method), **checked_failures(given)}
     known = all_checks()
     for name in found:
         if name not in known:

@@ -15,10 +15,14 @@ from typing import Any, Literal
 from attribkit.errors import AttribkitError, InputError
 from attribkit.method import Method
 from attribkit.testing.case import Case
-from attribkit.testing.raw import CheckError, own_generators, own_switches
+from attribkit.testing.raw import CheckError, own_generators
 from attribkit.testing.registry import Check, checks_for, known_failures
+from attribkit.testing.switches import own_switches
 
 Status = Literal["passed", "failed", "xfail", "xpass"]
+
+#: What a check may raise to fail: all but Ctrl-C, which ends the run, and what a test runner throws through it.
+_FAILURES = (Exception, SystemExit, GeneratorExit)
 
 
 class CheckFailed(AssertionError):
@@ -133,9 +137,7 @@ def _search(check: Check, method: Method, examples: int, seed: int, *, shrink: b
         try:
             with own_switches():
                 check.run(method, case)
-        except KeyboardInterrupt:
-            raise
-        except Exception as error:
+        except _FAILURES as error:
             last[:] = [_Failure(error, case)]
             raise CheckError(_one_line(error)) from None
 
@@ -156,7 +158,7 @@ def _search(check: Check, method: Method, examples: int, seed: int, *, shrink: b
         hypothesis.seed(seed)(profile(drawn))()
     except CheckError:
         pass
-    except BaseException:
+    except Exception:
         # a failure that does not come again at the same example: hypothesis calls it flaky; the first one stands
         if not last:
             raise
@@ -191,7 +193,7 @@ def run_check(
             try:
                 with own_switches():
                     check.run(method, None)
-            except Exception as error:
+            except _FAILURES as error:
                 failure = _Failure(error, None)
         else:
             # of a failure that is expected no smaller example is wanted: looking for one takes most of the time
@@ -252,7 +254,7 @@ def run_checks(
     if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
         raise InputError(f"examples must be a positive int, got {examples!r}")
     found = find_method(method)
-    reasons = known_failures(found, expected_failures or {})
+    reasons = known_failures(found, {} if expected_failures is None else expected_failures)
     results = []
     for check in checks_for(found):
         results.append(

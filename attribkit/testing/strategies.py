@@ -46,7 +46,7 @@ STEPS = (
     "attention",
 )
 #: What most of vision models are made of is drawn more often.
-_OFTEN = (*STEPS, "conv_rectifier", "conv_rectifier", "conv_rectifier", "max_pool", "max_pool", "residual")
+_OFTEN = (*STEPS, "conv_rectifier", "conv_rectifier", "conv_rectifier", "max_pool", "max_pool", "residual", "gate")
 _BLOCKS = ("residual", "concat", "squeeze_excite", "attention")
 
 SEEDS = st.integers(0, 99)
@@ -83,7 +83,7 @@ class _Draft:
     def _ties_after(self, kind: str, inputs: tuple[int, ...]) -> tuple[str, bool]:
         taken = [self.ties[i] for i in inputs]
         blank = all(self.blank[i] for i in inputs)
-        if kind == "sum":
+        if kind in ("sum", "difference"):
             return ("none", True) if "none" in taken else ("loose" if "loose" in taken else "exact", blank)
         worst = "loose" if "loose" in taken else "exact" if "exact" in taken else "none"
         if worst == "loose" or kind in ("concat", "product", "dropout", "flatten", "mean"):
@@ -115,26 +115,45 @@ class _Draft:
         return made
 
     def _conv(self, x: int, *, same: bool = False, channels: int | None = None) -> int:
-        now, height, width = self.shapes[x]
-        room = min(height, width)
-        kernels = [k for k in ((1, 3) if same else (1, 2, 3, 5)) if k <= room + 2]
-        kernel = self.draw(st.sampled_from(kernels))
-        args: dict[str, Any] = {"kernel": kernel}
+        now, *sides = self.shapes[x]
+        room = min(sides)
+        args: dict[str, Any] = {}
         if same:
-            args["padding"] = kernel // 2
+            kernel = self.draw(st.sampled_from((1, 3, 1, 3, (1, 3), (3, 1))))
+            args |= {"kernel": kernel, "padding": _each(lambda k: k // 2, kernel)}
+        elif self._seldom():
+            kernels = [self.draw(st.sampled_from([k for k in (1, 2, 3, 5) if k <= side + 2])) for side in sides]
+            args["kernel"] = tuple(kernels)
+            args["padding"] = tuple(self._padding(k - 1, side) for k, side in zip(kernels, sides, strict=True))
+            args["stride"] = tuple(self._stride(side) for side in sides)
         else:
-            if kernel == 3 and room >= 5:
+            args["kernel"] = kernel = self.draw(st.sampled_from([k for k in (1, 2, 3, 5) if k <= room + 2]))
+            if kernel in (2, 3) and room >= 2 * kernel - 1:
                 args["dilation"] = self.draw(st.integers(1, 2))
-            reach = args.get("dilation", 1) * (kernel - 1)
-            least = max(0, -(-(reach + 1 - room) // 2))
-            args["padding"] = self.draw(st.integers(least, max(least, min(2, reach // 2))))
-            args["stride"] = self.draw(st.integers(1, 2)) if room >= 3 else 1
+            args["padding"] = self._padding(args.get("dilation", 1) * (kernel - 1), room)
+            args["stride"] = self._stride(room)
         channels = channels or self.draw(st.integers(1, 4))
         if now % 2 == 0 and channels % 2 == 0:
             args["groups"] = self.draw(st.integers(1, 2))
-        plain = {"dilation": 1, "stride": 1, "groups": 1, "padding": 0}
+        args["bias"] = not self._seldom()
+        plain = {"dilation": 1, "stride": 1, "groups": 1, "padding": 0, "bias": True}
         kept = {name: value for name, value in args.items() if plain.get(name) != value}
         return self.add("conv", x, channels=channels, **kept)
+
+    def _seldom(self) -> bool:
+        """Draw whether something is to be unusual."""
+        return bool(self.draw(st.integers(0, 4)) == 4)
+
+    def _padding(self, reach: int, side: int) -> int:
+        least = max(0, -(-(reach + 1 - side) // 2))
+        return int(self.draw(st.integers(least, max(least, min(2, reach // 2)))))
+
+    def _stride(self, side: int) -> int:
+        """Draw a convolution's stride, which may be longer than its kernel."""
+        return int(self.draw(st.sampled_from((1, 2, 1, 2, 3)))) if side >= 3 else 1
+
+    def _linear(self, x: int, features: int) -> int:
+        return self.add("linear", x, features=features, **({"bias": False} if self._seldom() else {}))
 
     def _rectifier(self, x: int) -> int:
         if not self.rectifiers:
@@ -159,19 +178,25 @@ class _Draft:
         if self.draw(st.integers(0, 3)) == 3:
             rows, columns = self.draw(st.integers(1, min(3, height))), self.draw(st.integers(1, min(3, width)))
             return self.add("adaptive_avg_pool", x, rows=rows, columns=columns)
-        return self.add("avg_pool", x, **self._window(min(height, width), dilate=False))
+        args = self._window(min(height, width), dilate=False)
+        if "padding" in args and self.draw(st.booleans()):
+            args["include"] = False
+        return self.add("avg_pool", x, **args)
 
     def _window(self, room: int, *, dilate: bool) -> dict[str, Any]:
-        kernel = self.draw(st.integers(2, 3))
+        if self.draw(st.integers(0, 2)) == 2:
+            kernel: Any = self.draw(st.sampled_from(((1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2))))
+        else:
+            kernel = self.draw(st.integers(2, 3))
         args: dict[str, Any] = {
             "kernel": kernel,
-            "stride": self.draw(st.sampled_from((kernel, *range(1, kernel)))),
-            "padding": self.draw(st.integers(0, kernel // 2)),
+            "stride": _each(lambda k: self.draw(st.sampled_from((k, *range(1, k), k + 1))), kernel),
+            "padding": _each(lambda k: self.draw(st.integers(0, k // 2)), kernel),
             "ceil": self.draw(st.booleans()),
         }
-        if dilate and room >= 2 * kernel - 1:
+        if dilate and isinstance(kernel, int) and room >= 2 * kernel - 1:
             args["dilation"] = self.draw(st.integers(1, 2))
-        kept = {name: value for name, value in args.items() if value or name in ("kernel", "stride")}
+        kept = {name: value for name, value in args.items() if value not in (0, (0, 0)) or name in ("kernel", "stride")}
         return {name: value for name, value in kept.items() if (name, value) != ("dilation", 1)}
 
     def _batch_norm(self, x: int) -> int:
@@ -207,7 +232,7 @@ class _Draft:
 
     def _residual(self, x: int) -> int:
         body = self._branch(x, self.shapes[x][0])
-        made = self.add("sum", body, x)
+        made = self.add("difference" if self._seldom() else "sum", body, x)
         return self._rectifier(made) if self.rectifiers and self.draw(st.booleans()) else made
 
     def _concat(self, x: int) -> int:
@@ -245,8 +270,13 @@ class _Draft:
         if "dropout" not in self.without and self.draw(st.integers(0, 3)) == 3:
             flat = self.add("dropout", flat)
         if self.rectifiers and "rectifier" not in self.without and self.draw(st.integers(0, 3)) == 3:
-            flat = self._rectifier(self.add("linear", flat, features=4))
-        self.add("linear", flat, features=classes)
+            flat = self._rectifier(self._linear(flat, 4))
+        self._linear(flat, classes)
+
+
+def _each(function: Callable[[int], Any], sizes: Any) -> Any:
+    """Return a function of a size; of one for rows and one for columns, for each."""
+    return tuple(map(function, sizes)) if isinstance(sizes, tuple) else function(sizes)
 
 
 @st.composite
@@ -337,7 +367,8 @@ def cases(  # noqa: D417  hypothesis passes `draw`
     levels
         Whether some batches hold ties.
     units
-        Whether some targets are units of a layer; ``"always"``: all are, where a layer has a name.
+        Whether some targets are units of a layer: a quarter; ``"often"``: half of them; ``"always"``: all are, where a
+        layer has a name.
     writings
         The writings to draw from.
     extra
@@ -350,7 +381,8 @@ def cases(  # noqa: D417  hypothesis passes `draw`
     writing = draw(st.sampled_from(tuple(writings)))
     target: tuple[int, ...] | Unit = tuple(draw(st.integers(0, net.classes - 1)) for _ in range(batch.count))
     value = 0
-    if units == "always" or (units and draw(st.integers(0, 3)) == 3):
+    share = 1 if units == "often" else 3
+    if units == "always" or (units and draw(st.integers(0, share)) == share):
         named = [(i, name) for i in range(1, len(net.ops)) if (name := net.module_name(i, writing))]
         if named:
             value, name = draw(st.sampled_from(named))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attribkit.engine.ops import Vocabulary
+from attribkit.testing.switches import states
 
 _HOOKS = (
     "_forward_hooks",
@@ -74,12 +75,17 @@ def generator_state() -> dict[str, Any]:
         "torch's generator": torch.get_rng_state(),
         "the generator of `random`": random.getstate(),
         "numpy's generator": repr((numpy["state"], numpy["has_gauss"], numpy["gauss"])),
-        "grad mode": torch.is_grad_enabled(),
+        **states(),
         "inference mode": torch.is_inference_mode_enabled(),
-        "the default dtype": torch.get_default_dtype(),
         "the stack of torch function modes": torch._C._len_torch_function_stack(),
-        "deterministic mode": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def seed_generators(seed: int) -> None:
+    """Put the random generators into a state that no method leaves them in: one that seeds them is seen to."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -40,6 +40,10 @@ class Viewer:
         """Wait until every map is drawn; return them by method."""
         self.page.wait_for_selector("#maps .ak-maps")
         self.page.wait_for_function("() => !document.querySelector('.ak-working, .ak-waiting')")
+        # a picture that is being replaced is gone for a moment
+        self.page.wait_for_function(
+            "() => [...document.querySelectorAll('#maps .ak-done')].every(one => one.querySelector('img'))"
+        )
         return dict(
             self.page.eval_on_selector_all(
                 "#maps .ak-done", "all => all.map(one => [one.dataset.method, one.querySelector('img').src])"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from right_methods import InputXGradient, RandomMasks
@@ -282,6 +284,8 @@ def filters_unflipped() -> Iterator[ak.Method]:
 def bias_carried_back() -> Iterator[ak.Method]:
     def carry(signal, site):
         bias = site.params["bias"]
+        if bias is None:
+            return site.plain(signal)
         return site.plain(signal - bias.reshape(-1, *[1] * (signal.ndim - 2)))
 
     yield deconvnet_with("conv", carry, ordinary=True)
@@ -366,6 +370,80 @@ class ClassInPlaceOfUnit(Plain):
             return super().attribute(model, inputs, target)
         x = inputs.detach().requires_grad_()
         return torch.autograd.grad(model(x).amax(1).sum(), x)[0]
+
+
+class _Rolled(nn.Module):
+    """A model whose scores have moved on by a class."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).roll(1, 1)
+
+
+@caught_by("check_right_class")
+class ClassBeforeIt(Plain):
+    def attribute(self, model, inputs, target, **options):
+        return super().attribute(_Rolled(model) if target.layer is None else model, inputs, target)
+
+
+@caught_by("check_right_class")
+class ClassCountedFromTheEnd(Plain):
+    def attribute(self, model, inputs, target, **options):
+        if isinstance(target, targets.ClassTarget):
+            with torch.no_grad():
+                count = model(inputs).shape[1]
+            target = replace(target, classes=count - 1 - target.classes)
+        return super().attribute(model, inputs, target)
+
+
+def _with_unit(change):
+    class Faulty(Plain):
+        tags = {"deterministic", "linear_in_seed"}
+
+        def attribute(self, model, inputs, target, **options):
+            if isinstance(target, targets.UnitTarget) and target.layout == "NCHW":
+                with torch.no_grad():
+                    shape = target.observe(model, inputs.clone()).value.shape
+                target = change(target, shape)
+            return super().attribute(model, inputs, target)
+
+    return Faulty()
+
+
+@caught_by("check_right_unit")
+def channel_after_it() -> Iterator[ak.Method]:
+    yield _with_unit(lambda t, shape: replace(t, unit=replace(t.unit, channel=(t.unit.channel + 1) % shape[1])))
+
+
+@caught_by("check_right_unit")
+def whole_map_in_place_of_unit() -> Iterator[ak.Method]:
+    yield _with_unit(lambda t, shape: replace(t, positions=None))
+
+
+@caught_by("check_right_unit")
+def first_position_always() -> Iterator[ak.Method]:
+    yield _with_unit(lambda t, shape: t if t.positions is None else replace(t, positions=0 * t.positions))
+
+
+@caught_by("check_right_unit")
+def row_and_column_exchanged() -> Iterator[ak.Method]:
+    def exchanged(t, shape):
+        if t.positions is None:
+            return t
+        row, column = t.positions // shape[3], t.positions % shape[3]
+        return replace(t, positions=column.clamp(max=shape[2] - 1) * shape[3] + row.clamp(max=shape[3] - 1))
+
+    yield _with_unit(exchanged)
+
+
+@caught_by("check_right_unit")
+def all_positions_taken_for_the_first() -> Iterator[ak.Method]:
+    yield _with_unit(
+        lambda t, shape: t if t.positions is not None else replace(t, positions=torch.zeros(t.size, dtype=torch.long))
+    )
 
 
 @caught_by("check_current_input")
@@ -453,6 +531,23 @@ class Blurred(Gradient):
 @caught_by("check_declaration")
 class TagMisspelt(Plain):
     tags = {"determinstic"}
+
+
+@caught_by("check_declaration")
+class KindMisspelt(ak.InverseMethod):
+    name = "kind_misspelt"
+    summary = "Guided backprop, were it not for a letter"
+    inverse_layers = {"rectifer": layers.GatedRectify()}
+
+
+@caught_by("check_declaration")
+class SiteNameAsAString(GuidedBackprop):
+    inverse_layers = {**GuidedBackprop.inverse_layers, "features.0": layers.GatedRectify()}
+
+
+@caught_by("check_declaration")
+class UnitSignalMisspelt(Deconvnet):
+    unit_signal = "activations"
 
 
 # -- what is left behind -----------------------------------------------------------------------------------------------
@@ -554,6 +649,58 @@ class GradModeLeft(Plain):
         values = super().attribute(model, inputs, target)
         torch.set_grad_enabled(False)
         return values
+
+
+def _leaving(do):
+    """Return a method that does something and leaves it at that."""
+
+    class Leaving(Plain):
+        def attribute(self, model, inputs, target, **options):
+            values = super().attribute(model, inputs, target)
+            do()
+            return values
+
+    return Leaving()
+
+
+@caught_by("check_generators_untouched")
+def default_dtype_left() -> Iterator[ak.Method]:
+    yield _leaving(lambda: torch.set_default_dtype(torch.float64))
+
+
+@caught_by("check_generators_untouched")
+def default_dtype_put_back_to_float32() -> Iterator[ak.Method]:
+    yield _leaving(lambda: torch.set_default_dtype(torch.float32))
+
+
+@caught_by("check_generators_untouched")
+def deterministic_mode_left() -> Iterator[ak.Method]:
+    yield _leaving(lambda: torch.use_deterministic_algorithms(True))
+
+
+@caught_by("check_generators_untouched")
+def deterministic_mode_switched_off() -> Iterator[ak.Method]:
+    yield _leaving(lambda: torch.use_deterministic_algorithms(False))
+
+
+@caught_by("check_generators_untouched")
+def numpy_seeded() -> Iterator[ak.Method]:
+    yield _leaving(lambda: np.random.seed(0))  # noqa: NPY002
+
+
+@caught_by("check_generators_untouched")
+def random_seeded() -> Iterator[ak.Method]:
+    yield _leaving(lambda: random.seed(0))
+
+
+@caught_by("check_generators_untouched")
+def threads_left() -> Iterator[ak.Method]:
+    yield _leaving(lambda: torch.set_num_threads(2))
+
+
+@caught_by("check_generators_untouched")
+def numpy_told_to_raise() -> Iterator[ak.Method]:
+    yield _leaving(lambda: np.seterr(all="raise"))
 
 
 @caught_by("check_fault_leaves_nothing")
@@ -743,3 +890,20 @@ def saved_in_half_precision() -> Iterator[ak.Method]:
 
     with mock.patch.object(Attribution, "save", save):
         yield Plain()
+
+
+@caught_by("check_save_and_load")
+def what_is_no_number_saved_as_zero() -> Iterator[ak.Method]:
+    from attribkit.attribution import Attribution
+
+    class Undefined(Plain):
+        def attribute(self, model, inputs, target, **options):
+            return super().attribute(model, inputs, target), {"ratio": torch.full((len(inputs),), torch.nan)}
+
+    original = Attribution.save
+
+    def save(self, path):
+        original(replace(self, extras={key: value.nan_to_num() for key, value in self.extras.items()}), path)
+
+    with mock.patch.object(Attribution, "save", save):
+        yield Undefined()

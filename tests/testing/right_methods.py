@@ -168,12 +168,12 @@ class Undirected(ak.Method):
 
 class WithExtras(InputXGradient):
     name = "with_extras"
-    summary = "Input times gradient, and the scores as an extra"
+    summary = "Input times gradient, and the scores as an extra, and one that is undefined"
 
     def attribute(self, model, inputs, target, **options):
         with torch.no_grad():
             scores = target.scores(model, inputs)
-        return super().attribute(model, inputs, target), {"score": scores}
+        return super().attribute(model, inputs, target), {"score": scores, "ratio": scores * torch.nan}
 
 
 class ScaledRectify(ak.InverseLayer):

@@ -47,6 +47,8 @@ def test_what_every_method_is_held_to(method):
         "check_inputs_untouched",
         "check_model_untouched",
         "check_precision",
+        "check_right_class",
+        "check_right_unit",
         "check_save_and_load",
         "check_shape",
         "check_target_used",

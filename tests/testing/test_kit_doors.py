@@ -118,6 +118,46 @@ def test_an_exception_is_a_failure_that_says_where(few_checks):
         check_method(Broken(), **FAST)
 
 
+@pytest.mark.parametrize(("at", "shrink"), [(1, True), (1, False), (2, False), (2, True), (3, True), (5, True)])
+def test_ctrl_c_comes_out(at, shrink):
+    """Also after a failure: while it is made smaller, or replayed."""
+
+    class Interrupted(InputXGradient):
+        calls = 0
+
+        def attribute(self, model, inputs, target, **options):
+            self.calls += 1
+            if self.calls == at:
+                raise KeyboardInterrupt
+            return super().attribute(model, inputs, target).sum(1)
+
+    method = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        run_check(all_checks()["check_shape"], method, shrink=shrink)
+    assert method.calls == at
+
+
+@pytest.mark.parametrize("error", [SystemExit("bye"), GeneratorExit("bye")])
+def test_what_ends_a_program_is_a_failure_of_the_check(few_checks, error):
+    class Exits(InputXGradient):
+        def attribute(self, model, inputs, target, **options):
+            raise error
+
+        @property
+        def expected_failures(self):
+            if self.asked:
+                raise error
+            self.asked = True
+            return {}
+
+        asked = False
+
+    results = check_method(Exits(), on_fail=None, **FAST)
+    assert {result.check: result.status for result in results} == dict.fromkeys(all_names(), "failed")
+    for result in results:
+        assert result.message.startswith(f"{type(error).__name__}: bye (in ")
+
+
 @pytest.mark.parametrize("given", [{}, {"check_batch_independence": "given"}])
 def test_expected_failures(few_checks, given):
     method = Expecting if not given else ScaledByBatchSize

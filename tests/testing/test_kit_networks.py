@@ -31,7 +31,7 @@ ARGS = {
     "adaptive_avg_pool": {"rows": 2, "columns": 3},
     "linear": {"features": 3},
 }
-TWO = ("sum", "product", "concat")
+TWO = ("sum", "difference", "product", "concat")
 
 
 def one_of(kind, shape=(4, 4, 5)):
@@ -127,7 +127,7 @@ def test_everything_is_drawn():
     maps = collections.Counter()
 
     @hypothesis.seed(0)
-    @settings(quick, max_examples=400, derandomize=False)
+    @settings(quick, max_examples=1500, derandomize=False)
     @given(cases())
     def draw(case):
         drawn.update({each.kind for each in case.net.ops})
@@ -135,21 +135,36 @@ def test_everything_is_drawn():
         drawn[case.images.kind] += 1
         drawn["unit" if isinstance(case.target, Unit) else "class"] += 1
         for each in case.net.ops:
+            if each.get("kernel") is not None:
+                kernel, stride = each.pair("kernel"), each.pair("stride", 1)
+                drawn[f"{each.kind} with gaps"] += stride[0] > kernel[0] or stride[1] > kernel[1]
+                drawn[f"rectangular {each.kind}"] += kernel[0] != kernel[1]
+            drawn[f"{each.kind} without bias"] += not each.get("bias", True)
+            drawn["padding not counted"] += not each.get("include", True)
             if "pool" in each.kind:
-                drawn["overlap"] += each.get("stride", 9) < each.get("kernel", 0)
+                drawn["overlap"] += each.pair("stride", 9) < each.pair("kernel", 0)
                 drawn.update({name for name in ("padding", "ceil") if each.get(name)})
                 drawn["dilated pool"] += each.get("dilation", 1) > 1
             if each.kind == "conv":
                 drawn["grouped"] += each.get("groups", 1) > 1
-                drawn["strided"] += each.get("stride", 1) > 1
+                drawn["strided"] += max(each.pair("stride", 1)) > 1
                 drawn["dilated"] += each.get("dilation", 1) > 1
+
+    @hypothesis.seed(0)
+    @settings(quick, max_examples=400, derandomize=False)
+    @given(cases())
+    def explain(case):
         for rule in ("guided_backprop", "deconvnet"):
             maps[rule] += bool((reference.explain(case, rule).flatten(1).abs().amax(1) > 0).all())
 
     draw()
+    explain()
     wanted = {*KINDS, *WRITINGS, "normal", "positive", "levels", "unit", "class", "overlap", "padding", "ceil"}
-    wanted |= {"dilated pool", "grouped", "strided", "dilated"}
-    assert wanted - set(drawn) == set()
+    wanted |= {"dilated pool", "grouped", "strided", "dilated", "padding not counted"}
+    wanted |= {f"{kind} with gaps" for kind in ("conv", "max_pool", "avg_pool")}
+    wanted |= {f"rectangular {kind}" for kind in ("conv", "max_pool", "avg_pool")}
+    wanted |= {f"{kind} without bias" for kind in ("conv", "linear")}
+    assert {name for name in wanted if drawn[name] < 3} == set()  # of 1500
     assert min(maps.values()) > 380  # few networks are dead
 
 

@@ -5,21 +5,32 @@ from __future__ import annotations
 import os
 
 import pytest
-import torch
 from mutants import MUTANTS
 
-from attribkit.testing import all_checks, checks_for, run_check, run_checks
+from attribkit.testing import all_checks, checks_for, run_check, run_checks, switches
 
-EXAMPLES = int(os.environ.get("MUTANT_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("MUTANT_EXAMPLES", "40"))
 
 
-@pytest.mark.parametrize("name", ["GradModeLeft"])
+LEAVE_SOMETHING = (
+    "GradModeLeft",
+    "default_dtype_left",
+    "deterministic_mode_left",
+    "deterministic_mode_switched_off",
+    "numpy_seeded",
+    "threads_left",
+)
+
+
+@pytest.mark.parametrize("name", LEAVE_SOMETHING)
 def test_a_fault_left_behind_reaches_no_other_check(name):
+    before = switches.states()
     with MUTANTS[name].make() as method:
         results = run_checks(method, examples=3, shrink=False)
-    assert torch.is_grad_enabled()
+    assert switches.states() == before
     failed = {result.check for result in results if result.status == "failed"}
-    assert failed == {"check_generators_untouched", "check_fault_leaves_nothing"}
+    assert "check_generators_untouched" in failed
+    assert failed <= {"check_generators_untouched", "check_fault_leaves_nothing"}
 
 
 def test_there_are_enough():

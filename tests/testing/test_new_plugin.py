@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import attribkit as ak
 from attribkit.cli import main
 from attribkit.cli.new_plugin import write_plugin
 from attribkit.errors import InputError
@@ -164,12 +166,47 @@ def test_command_says_what_to_do_next(command, tmp_path):
     assert len(lines) <= 30
 
 
-@pytest.mark.parametrize("name", ["Demo", "my-demo", "1st", "", "lambda", "../up", "a.b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Demo",
+        "my-demo",
+        "1st",
+        "",
+        "lambda",
+        "../up",
+        "a.b",
+        "true",
+        "none",
+        "false",
+        "foo_",
+        "foo__",
+        "true_",
+        "_",
+        "a\n",
+    ],
+)
 def test_names_that_are_refused(command, tmp_path, name):
     done = command(name)
     assert done.exit_code == 1
     assert "lower-case identifier" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name", ["match", "case", "type", "a", "x1", "a_1", "a__b", "nones", "positive_part", "method"]
+)
+def test_names_that_are_taken_make_valid_distributions(name, kind, tmp_path):
+    folder = write_plugin(name, kind, tmp_path)
+    assert re.fullmatch(r"attribkit-[a-z0-9-]*[a-z0-9]", folder.name)
+    for path in folder.rglob("*.py"):
+        compile(path.read_text(), str(path), "exec")
+    code = (folder / f"src/attribkit_{name}/method.py").read_text()
+    namespace: dict = {}
+    exec(code, namespace)
+    made = {each.name for each in namespace.values() if isinstance(each, type) and issubclass(each, ak.Method)}
+    assert made == {name}
 
 
 def test_a_taken_name_is_refused(command, tmp_path):

@@ -76,7 +76,7 @@ def check_equals_guided_backprop(method: Method, case: Case) -> None:
     require_equal(explain(method, *case.arguments()), expected, "the map is not guided backprop's", names="worked out")
 
 
-@check("deconvnet", cases={}, arguments=whole_case)
+@check("deconvnet", cases={"units": "often"}, arguments=whole_case)
 def check_equals_deconvnet(method: Method, case: Case) -> None:
     """The map is the explicit deconvolutional network's: max(R, 0), switches, transposed filters, no bias."""
     expected = reference.explain(case, "deconvnet")

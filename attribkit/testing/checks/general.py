@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attribkit.method import Method
+from attribkit.engine.invert import vocabulary
+from attribkit.method import InverseMethod, Method
 from attribkit.targets import Unit
 from attribkit.testing.case import Case
-from attribkit.testing.operations import WRITINGS
+from attribkit.testing.operations import WRITINGS, op
 from attribkit.testing.raw import CheckError, explain, largest, require_equal, resolve
-from attribkit.testing.registry import TAGS, check, known_failures, whole_case
+from attribkit.testing.registry import TAGS, check, claims, known_failures, whole_case
 
 __all__ = [
     "check_current_input",
@@ -23,6 +26,8 @@ __all__ = [
     "check_dtype_and_device",
     "check_finite",
     "check_precision",
+    "check_right_class",
+    "check_right_unit",
     "check_shape",
     "check_target_used",
     "check_unit_used",
@@ -32,15 +37,18 @@ __all__ = [
 
 @check()
 def check_declaration(method: Method) -> None:
-    """The method says what it is: a name, a summary of one line, tags that exist."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*", method.name):
+    """The method says what it is: a name, a summary of one line, tags and op kinds that exist."""
+    if not isinstance(method.name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*", method.name):
         raise CheckError(f"name is {method.name!r}, not a lower-case identifier (dots allowed)")
-    if not method.summary or "\n" in method.summary:
+    if not isinstance(method.summary, str) or not method.summary or "\n" in method.summary:
         raise CheckError(f"summary is {method.summary!r}, not one line")
     unknown = sorted(set(method.tags) - set(TAGS))
     if unknown:
         raise CheckError(f"tags has {', '.join(map(repr, unknown))}; there are {', '.join(TAGS)}")
     known_failures(method, {})
+    if isinstance(method, InverseMethod):
+        for clause in method.table().misnamed(vocabulary()):
+            raise CheckError(f"inverse_layers: {clause}")
 
 
 @check(cases={})
@@ -165,6 +173,85 @@ def _require_different(maps: list[Tensor], what: str) -> None:
             if largest(one - other) > 1e-9 * largest(one, other):
                 return
     raise CheckError(f"the maps of {what} are all the same: the target is not used")
+
+
+@check(
+    cases={"units": False, "classes": 3, "most_images": 2, "extra": 1},
+    arguments=lambda case: (*case.arguments(), case.extra[0]),
+)
+def check_right_class(method: Method, model: nn.Module, inputs: Tensor, target: Any, order: int) -> None:
+    """The map of a class is that of the same class in another place: where classes change places, so do their maps."""
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    orders = list(itertools.permutations(range(head.out_features)))[1:]
+    places = torch.tensor(orders[order % len(orders)])  # the class at place i of the other network
+    other = copy.deepcopy(model)
+    there = [module for module in other.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        there.weight.copy_(head.weight[places])
+        if there.bias is not None:
+            there.bias.copy_(head.bias[places])
+    expected = explain(method, model, inputs, target)
+    found = explain(method, other, inputs, places.argsort()[target])
+    require_equal(found, expected, f"with the classes in the order {places.tolist()} the map", names="as they were")
+
+
+def _cut(case: Case) -> tuple[nn.Module, nn.Module, Tensor, Any, list[int]]:
+    """Return the case, its network as far as the unit's layer with every unit there a class, and the unit's classes."""
+    model, inputs, target = case.arguments()
+    shape = case.net.shapes[case.value]
+    ops = case.net.ops[: case.value]
+    short = replace(case.net, ops=ops if len(shape) == 1 else (*ops, op("flatten", case.value))).build(case.writing)
+    short.load_state_dict({name: model.state_dict()[name] for name in short.state_dict()})
+    if not isinstance(target, Unit):  # no layer has a name
+        return model, short, inputs, target, []
+    size = 1 if len(shape) == 1 else shape[1] * shape[2]
+    first = target.channel * size
+    if target.position == "all":
+        return model, short, inputs, target, list(range(first, first + size))
+    if target.position == "max":
+        with torch.no_grad():
+            place = int(short(inputs)[0, first : first + size].argmax())
+    else:
+        row, column = target.position  # type: ignore[misc]
+        place = row * shape[2] + column
+    return model, short, inputs, target, [first + place]
+
+
+@check(cases={"count": 1, "units": "always"}, arguments=_cut)
+def check_right_unit(
+    method: Method, model: nn.Module, short: nn.Module, inputs: Tensor, target: Any, classes: list[int]
+) -> None:
+    """The map of a unit is, but for its scale, that of the class it is in the network that ends there.
+
+    Or of half that score's square, whose derivative is the unit's own activation: a signal may start as either.
+    """
+    if not classes or (len(classes) > 1 and not claims(method) & {"linear_in_seed", "perturbation", "inverse"}):
+        return  # how the places of a map are weighed may depend on whether one score or a callable made them one
+
+    def activation(outputs: Tensor) -> Tensor:
+        return outputs[:, classes].sum(1)
+
+    def half_square(outputs: Tensor) -> Tensor:
+        return (outputs[:, classes] ** 2).sum(1) / 2
+
+    found = explain(method, model, inputs, target)
+    as_class = torch.tensor(classes) if len(classes) == 1 else activation
+    if any(_is_multiple(found, explain(method, short, inputs, each)) for each in (as_class, half_square)):
+        return
+    raise CheckError(
+        f"the map of {target} is no multiple of the map of class {', '.join(map(str, classes))} of the network "
+        f"that ends at {target.layer!r}, which is the same: another unit is explained, or none"
+    )
+
+
+def _is_multiple(found: Tensor, expected: Tensor) -> bool:
+    """Tell whether a map is the positive multiple of another, or zero."""
+    if found.shape != expected.shape or largest(found) <= 1e-10:
+        return found.shape == expected.shape
+    if largest(expected) == 0:
+        return False
+    factor = float((found * expected).sum() / (expected * expected).sum())
+    return factor > 0 and largest(found - factor * expected) <= 1e-7 * largest(found)
 
 
 @check(cases={"units": False, "writings": ("modules",)}, arguments=whole_case)

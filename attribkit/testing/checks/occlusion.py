@@ -20,7 +20,7 @@ def _with_options(case: Case) -> tuple[nn.Module, Tensor, Any, dict[str, Any]]:
     first, second, third, fourth = case.extra
     height, width = case.net.shape[1:]
     window = (1 + first % (height + 1), 1 + second % (width + 1))
-    stride = (1 + third % window[0], 1 + third // 10 % window[1])
+    stride = (1 + third % (window[0] + 2), 1 + third // 10 % (window[1] + 2))  # windows may leave gaps
     options: dict[str, Any] = {"window": window, "stride": stride, "fill": (0.0, 0.5, -1.0)[fourth % 3]}
     return (*case.arguments(), options if fourth % 4 else {})
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attribkit.engine.table import Table
+from attribkit.errors import InputError
 from attribkit.method import InverseMethod, Method
 from attribkit.targets import Unit
 from attribkit.testing.operations import RECTIFIERS
@@ -36,9 +38,12 @@ def leaves_plain(method: Method, claimed: frozenset[str]) -> bool:
         return False
     if not isinstance(method, InverseMethod) or claimed & set(EXACT):
         return bool(claimed & set(EXACT))
-    table = dict(method.inverse_layers)
-    rewritten = {key for key, layer in table.items() if not (layer.ordinary or layer.observer)}
-    return type(method).attribute is InverseMethod.attribute and rewritten <= {"rectifier", "contrast_norm"}
+    try:
+        method.table()
+    except InputError:  # every check that asks for it fails of that, check_declaration first
+        return False
+    others = {key: layer for key, layer in method.inverse_layers.items() if key not in ("rectifier", "contrast_norm")}
+    return type(method).attribute is InverseMethod.attribute and Table(others).all_ordinary()
 
 
 def _map_of(method: Method, model: nn.Module, inputs: Tensor, *weights: float) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from attribkit.method import Method
 from attribkit.testing import traces
-from attribkit.testing.raw import CheckError, call, explain, require_equal, resolve
+from attribkit.testing.raw import CheckError, call, explain, own_generators, require_equal, resolve
 from attribkit.testing.registry import check
+from attribkit.testing.switches import own_switches
 
 __all__ = [
     "check_fault_leaves_nothing",
@@ -46,16 +47,18 @@ def check_inputs_untouched(method: Method, model: nn.Module, inputs: Tensor, tar
 
 @check(cases={})
 def check_generators_untouched(method: Method, model: nn.Module, inputs: Tensor, target: Any) -> None:
-    """Global state is left as it was: the random generators of torch, numpy and Python, grad mode, default dtype."""
+    """Global state is left as it was: random generators, grad mode, default dtype, deterministic mode, threads, …
+
+    A second time from a state that is unusual, since what is put back may only happen to be what was there.
+    """
     resolved = resolve(model, inputs, target)
-    before = traces.generator_state()
-    try:
-        call(method, model, inputs, resolved)
-        left = traces.changed(before, traces.generator_state())
-    finally:
-        torch.set_grad_enabled(before["grad mode"])
-        torch.set_default_dtype(before["the default dtype"])
-    _refuse(left, "a call")
+    for unusual in (False, True):
+        with own_generators(), own_switches(unusual=unusual):
+            traces.seed_generators(86_028_121 + unusual)
+            before = traces.generator_state()
+            call(method, model, inputs, resolved)
+            left = traces.changed(before, traces.generator_state())
+        _refuse(left, "a call")
 
 
 @check(cases={"most": 2, "most_images": 2})
