@@ -107,7 +107,7 @@ class Walk:
         self._names = Names(set(self.paths.values()))
         self._stack: list[Frame] = []
         self._thread = threading.get_ident()
-        self.lean = Lean(model, self.table) if lean else None
+        self.lean = Lean(model, self.paths, self.table) if lean else None
         self.splicer = Splicer(self.lean, keeps_graphs=keeps_graphs)
         self._probed: dict[nn.Module, bool] = {}
         self._hidden: dict[str, str] = {}

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import attribkit as ak
+from attribkit.engine import known
 from attribkit.engine.incremental import NotReplayable, engine, kept_programs, plan
 
 OPTIONS = {"window": 8, "stride": 8, "target": 1}
@@ -32,9 +33,9 @@ class Net(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def known(monkeypatch):
+def library(monkeypatch):
     """Take the classes of this file for a library's."""
-    monkeypatch.setattr(kept_programs, "_LIBRARIES", kept_programs._LIBRARIES | {__name__})
+    monkeypatch.setattr(known, "_LIBRARIES", known._LIBRARIES | {__name__})
 
 
 @pytest.fixture

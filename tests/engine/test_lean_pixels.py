@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import attribkit as ak
+from attribkit.engine.known import is_known
 from attribkit.engine.layers import PassThrough
 from attribkit.engine.lean import convolutions, pixels, rectifiers, shortcuts, weighted
 from attribkit.engine.lean.pixels import PixelConvolution
@@ -33,6 +34,12 @@ def small_ones(monkeypatch):
     monkeypatch.setattr(pixels, "LARGE_ENOUGH", 0)
     monkeypatch.setattr(pixels, "SCALED", 0)
     monkeypatch.setattr(weighted, "SCALED", 0)
+
+
+@pytest.fixture(autouse=True)
+def taken_for_known(monkeypatch):
+    """Take models with modules of this file for models of known libraries, but for the test that says otherwise."""
+    monkeypatch.setattr(pixels, "is_known", lambda modules: True)
 
 
 @pytest.fixture
@@ -68,6 +75,15 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 class Block(nn.Module):
     """Expands, convolves each channel for itself, projects; as MobileNetV2 does it, with whatever is in the middle."""
 
@@ -78,7 +94,7 @@ class Block(nn.Module):
         self.bn1, self.act1 = nn.BatchNorm2d(wide), act()
         self.depthwise = nn.Conv2d(wide, wide, 3, stride, dilation, dilation, wide, bias=False)
         self.bn2, self.act2 = nn.BatchNorm2d(wide), act()
-        self.middle = middle
+        self.middle = middle if middle is None or isinstance(middle, nn.Module) else Calls(middle)
         self.project = nn.Conv2d(wide, CHANNELS, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(CHANNELS)
         self.stride = stride
@@ -549,6 +565,65 @@ class Doubles(ak.InverseMethod):
 def test_inverse_layers_of_others_get_signals_in_torchs_order(taken):
     assert explained(net(Block(), Block()), images(), Doubles).any()
     assert not taken
+
+
+@pytest.mark.usefixtures("forced")
+def test_models_with_code_of_their_own_or_with_hooks_are_left_to_torch(monkeypatch, taken):
+    monkeypatch.setattr(pixels, "is_known", is_known)
+    x = images()
+    explained(net(Block(stride=2), Block()), x)
+    assert not taken
+    wide = 2 * CHANNELS
+    library = nn.Sequential(
+        nn.Conv2d(3, wide, 3, padding=1, bias=False),
+        *[nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()] * 2,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(wide, 5),
+    ).eval()
+    handle = library[3].register_forward_hook(lambda module, args, output: None)
+    explained(library, x)
+    assert not taken
+    handle.remove()
+    handle = library[3].register_full_backward_hook(lambda module, before, after: None)
+    explained(library, x)
+    assert not taken
+    handle.remove()
+    close(explained(library, x), autograds(library, x))
+    assert taken
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda x: torch.func.grad(lambda scale: (x * scale).sigmoid().mean())(torch.ones(())),
+        lambda x: torch.func.vjp(lambda scale: (x * scale).sigmoid().mean(), torch.ones(()))[1](torch.ones(()))[0],
+        lambda x: torch.func.vmap(lambda scale: (x * scale).mean())(torch.ones(2))[0],
+    ],
+)
+def test_a_map_that_a_transformed_function_closes_over(look, taken, monkeypatch):
+    monkeypatch.setattr(pixels.Pixels, "give_up", lambda self: None)
+    model, x = net(Block(stride=2), Block(lambda x: x * look(x).detach()), Block()), images()
+    close(explained(model, x), autograds(model, x))
+    assert taken
+
+
+@pytest.mark.usefixtures("forced")
+def test_a_map_that_is_looked_at_in_inference_mode_first(taken):
+    seen = []
+
+    class Looked(nn.Module):
+        def forward(self, x):
+            with torch.inference_mode():
+                x.mean()
+            seen.append(x.is_inference())
+            return x * x.sigmoid()
+
+    model, x = net(Block(stride=2), Block(Looked()), Block()), images()
+    close(explained(model, x), autograds(model, x))
+    assert taken
+    assert not any(seen)
 
 
 def test_maps_that_the_model_lays_out_itself_are_left_so(taken):

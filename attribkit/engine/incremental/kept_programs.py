@@ -20,15 +20,13 @@ from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import _disable_current_modes
 
 from attribkit.engine.incremental.program import Program
+from attribkit.engine.known import is_known
 
 #: Of how many models programs are kept, one each; they hold copies of the weights.
 MODELS = 2
 
 #: Up to about how many bytes of copies of weights a program is kept.
 BYTES = 1 << 29
-
-#: Where modules come from that compute with nothing but their inputs and what they themselves hold.
-_LIBRARIES = frozenset({"torch", "torchvision", "timm", "attribkit"})
 
 #: How deep plain attributes are looked into.
 _DEPTH = 3
@@ -62,7 +60,7 @@ def kept(model: nn.Module, case: Any) -> Program | None:
 
 def keep(model: nn.Module, case: Any, program: Program) -> None:
     """Keep a program for the next call with this model, in place of an older one."""
-    if not _is_known(model) or program.plan.bytes() > BYTES:
+    if not is_known(model.modules()) or program.plan.bytes() > BYTES:
         return
     entry = (case, fingerprint(model), program)
     with _lock:
@@ -76,21 +74,6 @@ def forget(model: nn.Module) -> None:
     """Let go of a model's program."""
     with _lock:
         _programs.pop(model, None)
-
-
-def _is_known(model: nn.Module) -> bool:
-    """Tell whether no code of the user's own takes part in a forward pass, as far as can be seen on the model."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks")
-    if any(getattr(nn_module, f"_global{name}", None) for name in hooks):
-        return False
-    for module in model.modules():
-        own = vars(module)
-        if any(own.get(name) for name in hooks) or "forward" in own:
-            return False
-        source = type(module).__module__
-        if source.partition(".")[0] not in _LIBRARIES or source.startswith("torch.fx"):  # which is anybody's code
-            return False
-    return True
 
 
 def fingerprint(model: nn.Module) -> list[Any]:

@@ -8,8 +8,10 @@ out, and so does everybody once the forward pass has ended.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
+from attribkit.engine.known import is_known
 from attribkit.engine.layers import GatedRectify, PassThrough, Rectify, Unpool
 from attribkit.engine.lean.shortcuts import MOST, Settings, has_vectors, is_exact, torchs_back, torchs_up
 from attribkit.engine.lean.standin import StandIn, is_in_order, is_plain
@@ -25,6 +28,7 @@ from attribkit.engine.lean.step import Step
 from attribkit.engine.lean.trials import noise, trial_of
 from attribkit.engine.lean.weighted import SCALED, BatchNorm
 from attribkit.engine.ops import functions_named
+from attribkit.engine.splice import is_transformed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,6 +116,8 @@ class Pixels:
     ----------
     model
         The model.
+    modules
+        All of its modules.
     table
         What is attached to it.
     possible
@@ -123,7 +129,7 @@ class Pixels:
         Whether there have been any yet.
     """
 
-    def __init__(self, model: nn.Module, table: Table, *, possible: bool) -> None:
+    def __init__(self, model: nn.Module, modules: Iterable[nn.Module], table: Table, *, possible: bool) -> None:
         self.any = False
         self._model = weakref.ref(model)
         self._possible = (
@@ -132,6 +138,7 @@ class Pixels:
             and all(type(layer) in _ANY_ORDER for layer in table.layers())
             and is_exact()
             and has_vectors()
+            and is_known(modules)
         )
         self._maps: dict[int, TensorWeakRef] = {}
         self._start: torch.Size | None = None  # the input of the first convolution in question
@@ -229,7 +236,8 @@ class Pixels:
         """Lay out a tensor as torch would have if it is one of these maps: its values stay, and so does its place."""
         if self.holds(tensor):
             del self._maps[id(tensor)]
-            with torch._C.DisableTorchFunction():
+            # what the model has entered meanwhile would make another tensor of it
+            with torch._C.DisableTorchFunction(), torch.inference_mode(False), _untransformed():
                 self._spent += tensor.numel() * tensor.element_size()
                 tensor.data = tensor.detach().contiguous()
 
@@ -248,6 +256,15 @@ class Pixels:
         model = self._model()
         if model is not None:
             _in_vain[model] = True
+
+
+def _untransformed() -> contextlib.AbstractContextManager[Any]:
+    """Return a context without the function transforms of torch.func that are under way."""
+    if not is_transformed():
+        return contextlib.nullcontext()
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    return temporarily_clear_interpreter_stack()
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,6 +56,8 @@ class Lean:
     ----------
     model
         The model.
+    modules
+        All of its modules.
     table
         What is attached to it.
 
@@ -67,11 +69,11 @@ class Lean:
         The maps that lie otherwise than torch would have laid them out.
     """
 
-    def __init__(self, model: nn.Module, table: Table) -> None:
+    def __init__(self, model: nn.Module, modules: Iterable[nn.Module], table: Table) -> None:
         self.used = False
         self._rules = _rules()
         self._possible = only_our_modes()
-        self.pixels = Pixels(model, table, possible=self._possible)
+        self.pixels = Pixels(model, modules, table, possible=self._possible)
         # those of the caller see what is kept; those that the model sets (checkpoints) expect autograd's own
         self._hooks = _saving_hooks()
         is_alone.prepare()
