@@ -107,7 +107,9 @@ class Walk:
         self._names = Names(set(self.paths.values()))
         self._stack: list[Frame] = []
         self._thread = threading.get_ident()
-        self.lean = Lean(model, self.paths, self.table) if lean else None
+        self.lean = (
+            Lean(model, self.paths, self.table, min(self.layers, default=None) if stop else None) if lean else None
+        )
         self.splicer = Splicer(self.lean, keeps_graphs=keeps_graphs)
         self._probed: dict[nn.Module, bool] = {}
         self._hidden: dict[str, str] = {}
@@ -148,7 +150,7 @@ class Walk:
             raise
         finally:
             if self.lean is not None:
-                self.lean.pixels.close(complete=self.complete)
+                self.lean.pixels.close()
             torch.set_grad_enabled(grad)
             self._stack.clear()
             self.splicer.clear()

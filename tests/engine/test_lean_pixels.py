@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 import attribkit as ak
 from attribkit.engine.known import is_known
 from attribkit.engine.layers import PassThrough
-from attribkit.engine.lean import convolutions, pixels, rectifiers, shortcuts, weighted
+from attribkit.engine.lean import convolutions, pixels, rectifiers, shortcuts, trials, weighted
 from attribkit.engine.lean.pixels import PixelConvolution
 from attribkit.engine.walk import Walk
 
@@ -30,7 +31,8 @@ CHANNELS = 8
 
 @pytest.fixture
 def small_ones(monkeypatch):
-    """Take small maps for large ones: they are worth it nowhere else than in tests."""
+    """Take small maps for large ones, and what is laid out anew for worth it."""
+    monkeypatch.setattr(pixels, "WORTH", 1e9)
     monkeypatch.setattr(pixels, "LARGE_ENOUGH", 0)
     monkeypatch.setattr(pixels, "SCALED", 0)
     monkeypatch.setattr(weighted, "SCALED", 0)
@@ -314,7 +316,6 @@ CONSUMERS = {
 @pytest.mark.usefixtures("forced")
 @pytest.mark.parametrize("name", CONSUMERS)
 def test_all_other_functions_get_maps_as_torch_lays_them_out(name, taken, monkeypatch):
-    monkeypatch.setattr(pixels.Pixels, "give_up", lambda self: None)
     looks = Looks(CONSUMERS[name])
     model, x = net(Block(), Block(looks), Block()), images()
     expected = autograds(model, x)
@@ -540,8 +541,9 @@ def test_a_norm_of_other_bits_gets_them_as_torch_lays_them_out(monkeypatch, take
     assert all(seen)
 
 
-def test_where_it_is_not_worth_it(taken):
+def test_where_it_is_not_worth_it(monkeypatch, taken):
     """Every convolution's output goes to a function that takes it in torch's order only."""
+    monkeypatch.setattr(pixels, "WORTH", 1 / 4)
     model, x = net(Block(act=nn.SiLU), Block(act=nn.SiLU)), images()
     expected = autograds(model, x)
     assert torch.equal(explained(model, x), expected)
@@ -550,6 +552,76 @@ def test_where_it_is_not_worth_it(taken):
     taken.clear()
     assert torch.equal(explained(model, x), expected)
     assert not taken
+
+
+@pytest.mark.usefixtures("forced")
+def test_it_may_be_worth_it_to_the_end_but_not_to_a_layer(monkeypatch, taken):
+    monkeypatch.setattr(pixels, "WORTH", 1 / 4)
+    model, x = net(Block(stride=2), Block(), Block()), images()
+    near = ak.Unit("3.bn2", 1)
+    explained(model, x, target=near)
+    assert taken
+    taken.clear()
+    explained(model, x, target=near)
+    assert not taken
+    explained(model, x)
+    assert taken
+
+
+def test_no_more_than_some_sizes_are_tried(monkeypatch, taken):
+    tried = []
+    run = trials.Trial._run
+    monkeypatch.setattr(trials.Trial, "_run", lambda self: tried.append(self._case.maps) or run(self))
+    monkeypatch.setattr(trials, "_trial", functools.lru_cache(maxsize=256)(trials.Trial))
+    model = net(Block(stride=2), Block())
+    for _ in range(3):
+        for size in range(20, 20 + pixels.SIZES + 3):
+            assert torch.equal(ak.attribute(model, images(size=size), "gradient", 1).values,
+                               autograds(model, images(size=size)))  # fmt: skip
+    assert len({maps[2:] for maps in tried}) >= pixels.SIZES
+    assert not [maps for maps in tried if maps[2] >= 20 + pixels.SIZES]
+    assert taken
+
+
+class Strips(nn.Module):
+    """Convolves over all rows and over all columns: the sum of the two repeats both."""
+
+    def forward(self, x):
+        (_, channels, height, width) = x.shape
+        rows = F.conv2d(x, torch.linspace(-1, 1, height * channels).view(channels, 1, height, 1), groups=channels)
+        columns = F.conv2d(x, torch.linspace(-1, 1, width * channels).view(channels, 1, 1, width), groups=channels)
+        return rows + columns
+
+
+@pytest.mark.usefixtures("forced")
+def test_sums_that_repeat(monkeypatch, taken):
+    repeated = []
+    meets = pixels.Pixels.meets
+
+    def noted(self, function, args, kwargs):
+        both = len(args) == 2 and all(map(self.holds, args))
+        found = meets(self, function, args, kwargs)
+        if both:
+            repeated.append((args[0].shape != args[1].shape, found))
+        return found
+
+    monkeypatch.setattr(pixels.Pixels, "meets", noted)
+    model, x = net(Block(stride=2), Block(Strips()), Block()), images()
+    close(explained(model, x), autograds(model, x))
+    assert taken
+    assert set(repeated) == {(True, False)}
+
+
+@pytest.mark.usefixtures("forced")
+def test_a_kernel_over_all_of_a_map(taken):
+    """What is of one place lies in either order at once, by other strides."""
+
+    def everything(x):
+        return x * F.conv2d(x, torch.ones(x.shape[1], 1, *x.shape[2:]) / 9, groups=x.shape[1]).sigmoid()
+
+    model, x = net(Block(stride=2), Block(everything), Block()), images()
+    close(explained(model, x), autograds(model, x))
+    assert (10, 9) not in taken
 
 
 class Doubled(ak.InverseLayer):

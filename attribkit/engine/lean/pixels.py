@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -40,11 +41,17 @@ if TYPE_CHECKING:
 #: Bytes of the larger of a convolution's input and output below which either order takes no time to speak of.
 LARGE_ENOUGH = 1 << 22
 
+#: For inputs of how many sizes a model's convolutions are tried: with images of ever other sizes it would not end.
+SIZES = 4
+
+#: What part of the bytes that torch would have laid out anew may be laid out anew all the same.
+WORTH = 1 / 4
+
 _ORDER = torch.channels_last
 _backward = torch.ops.aten.convolution_backward.default
 #: Inverse layers for which the order of a signal makes no difference.
 _ANY_ORDER = (Rectify, GatedRectify, Unpool, PassThrough)
-#: Models in which maps had to be laid out anew as often as they had not.
+#: By model: the layers at which passes ended in which too much had to be laid out anew; None: to their end.
 _in_vain = WeakIdKeyDictionary()
 #: By model: the inputs of the first convolution in question that there have been.
 _starts = WeakIdKeyDictionary()
@@ -120,6 +127,8 @@ class Pixels:
         All of its modules.
     table
         What is attached to it.
+    end
+        The layer at which the pass ends, None for its own end.
     possible
         Whether there may be any such maps.
 
@@ -129,12 +138,15 @@ class Pixels:
         Whether there have been any yet.
     """
 
-    def __init__(self, model: nn.Module, modules: Iterable[nn.Module], table: Table, *, possible: bool) -> None:
+    def __init__(
+        self, model: nn.Module, modules: Iterable[nn.Module], table: Table, end: str | None, *, possible: bool
+    ) -> None:
         self.any = False
         self._model = weakref.ref(model)
+        self._end = end
         self._possible = (
             possible
-            and model not in _in_vain
+            and _in_vain.get(model, set()).isdisjoint({None, end})  # type: ignore[no-untyped-call]
             and all(type(layer) in _ANY_ORDER for layer in table.layers())
             and is_exact()
             and has_vectors()
@@ -164,15 +176,16 @@ class Pixels:
             return None
         found = PixelConvolution(weight, settings, starts=not self.holds(x))
         size = torch.Size((len(x), len(weight), *settings.windows(weight.shape[2:])))
+        moved = (x.numel() + size.numel()) * x.element_size()
         larger = max(x.numel(), size.numel()) * x.element_size()
-        if larger < LARGE_ENOUGH or size.numel() < SCALED or (x.numel() + size.numel()) * x.element_size() > MOST:
+        if larger < LARGE_ENOUGH or moved > MOST or size.numel() < SCALED or math.prod(size[2:]) == 1:
             return None
         if self._is_first(x.shape):
             return None
         for torchs, way, maps in ((torchs_up, pixels_up, x.shape), (torchs_back, pixels_back, size)):
             if trial_of(torchs, (way,), settings, maps, weight.shape, library=True).tried() is None:
                 return None
-        self._saved += (x.numel() + size.numel()) * x.element_size()
+        self._saved += moved
         self._spent += x.numel() * x.element_size() if found.starts else 0
         return found
 
@@ -182,7 +195,8 @@ class Pixels:
         if self._start is None:
             known = _starts.setdefault(model, set())  # type: ignore[no-untyped-call]
             self._start, self._is_known = size, size in known
-            known.add(size)
+            if len(known) < SIZES:
+                known.add(size)
         return not self._is_known
 
     def _settings(self, step: Convolution, x: Tensor, weight: Tensor) -> Settings | None:
@@ -214,7 +228,8 @@ class Pixels:
         """Lay out what a function is about to be given as it would be; tell whether it is a sum that need not be."""
         if function in _steps():
             return False
-        if function in _sums() and not kwargs and len(args) == 2 and all(map(self.holds, args)):
+        both = function in _sums() and not kwargs and len(args) == 2 and all(map(self.holds, args))
+        if both and args[0].shape == args[1].shape:  # else the way back adds up what was repeated, in another order
             return True
         self.restore_in(args, kwargs)
         return False
@@ -241,21 +256,24 @@ class Pixels:
                 self._spent += tensor.numel() * tensor.element_size()
                 tensor.data = tensor.detach().contiguous()
 
-    def close(self, *, complete: bool) -> None:
-        """Restore what is left at the end of the pass; note a model in which all of it has not been worth it."""
+    def close(self) -> None:
+        """Restore what is left at the end of the pass; note if it has not been worth it."""
         for ref in list(self._maps.values()):
             tensor = ref()
             if tensor is not None:
                 self.restore(tensor)
         self._maps.clear()
-        if complete and 2 * self._spent > self._saved > 0:
-            self.give_up()
+        if self._spent > WORTH * self._saved > 0:
+            self._give_up(self._end)
 
     def give_up(self) -> None:
         """Have the model's next passes go without such maps."""
+        self._give_up(None)
+
+    def _give_up(self, end: str | None) -> None:
         model = self._model()
         if model is not None:
-            _in_vain[model] = True
+            _in_vain.setdefault(model, set()).add(end)  # type: ignore[no-untyped-call]
 
 
 def _untransformed() -> contextlib.AbstractContextManager[Any]:

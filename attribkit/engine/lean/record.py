@@ -60,6 +60,8 @@ class Lean:
         All of its modules.
     table
         What is attached to it.
+    end
+        The layer at which the pass ends, None for its own end.
 
     Attributes
     ----------
@@ -69,11 +71,11 @@ class Lean:
         The maps that lie otherwise than torch would have laid them out.
     """
 
-    def __init__(self, model: nn.Module, modules: Iterable[nn.Module], table: Table) -> None:
+    def __init__(self, model: nn.Module, modules: Iterable[nn.Module], table: Table, end: str | None) -> None:
         self.used = False
         self._rules = _rules()
         self._possible = only_our_modes()
-        self.pixels = Pixels(model, modules, table, possible=self._possible)
+        self.pixels = Pixels(model, modules, table, end, possible=self._possible)
         # those of the caller see what is kept; those that the model sets (checkpoints) expect autograd's own
         self._hooks = _saving_hooks()
         is_alone.prepare()
