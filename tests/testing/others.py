@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from functools import partial
 
@@ -77,13 +78,41 @@ class CaptumOcclusion(ak.Method):
         if window is None:
             side = -(-min(inputs.shape[-2:]) // 7)
             window = (side, side)
-        window = tuple(min(pair) for pair in zip(window, inputs.shape[-2:], strict=True))  # larger ones are refused
         stride = stride or tuple(max(1, side // 2) for side in window)
-        stride = tuple(min(pair) for pair in zip(stride, window, strict=True))
-        channels = inputs.shape[1]
-        return captum.Occlusion(model).attribute(
-            inputs, (channels, *window), strides=(channels, *stride), baselines=fill, target=classes
-        )
+        found = None
+        for place in itertools.product(*map(_apart, inputs.shape[-2:], window, stride)):
+            part = inputs[(..., *place)]
+            sides = tuple(map(min, window, part.shape[-2:]))  # larger ones are refused
+            drops = captum.Occlusion(Within(model, inputs, place)).attribute(
+                part,
+                (part.shape[1], *sides),
+                strides=(part.shape[1], *map(min, stride, sides)),
+                baselines=fill,
+                target=classes,
+            )
+            found = torch.zeros_like(inputs, dtype=drops.dtype) if found is None else found  # in Captum's own dtype
+            found[(..., *place)] = drops
+        return found
+
+
+class Within(nn.Module):
+    """A model of a part of an image, whose rest stays as it is."""
+
+    def __init__(self, model, inputs, place):
+        super().__init__()
+        self.model, self.inputs, self.place = model, inputs, place
+
+    def forward(self, part):
+        x = self.inputs.clone()
+        x[(..., *self.place)] = part
+        return self.model(x)
+
+
+def _apart(size, side, step):
+    """Return the windows along a dimension where they leave gaps, which Captum refuses; else all of it as one part."""
+    if step <= side:
+        return [slice(0, size)]
+    return [slice(start, min(start + side, size)) for start in range(0, size - side + step, step) if start < size]
 
 
 class _Zennit(ak.Method):

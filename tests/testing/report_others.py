@@ -33,8 +33,8 @@ adapters pass the caller's own inputs and restore nothing.
 
 Where a check is about class scores, the libraries' own targets are used. Units of a layer, which neither takes
 in this form, are given as the only output of a model around the model. Captum's occlusion refuses windows
-larger than the image; the adapter cuts them. Zennit's occlusion has a definition of its own and is held to the
-general checks only.
+larger than the image, which the adapter cuts, and strides beyond the window, where it gives Captum the windows one
+by one. Zennit's occlusion has a definition of its own and is held to the general checks only.
 
 """
 
