@@ -75,7 +75,7 @@ class Interceptor(TorchFunctionMode):
         self.functions = walk.vocabulary.functions
         self.paused = False
         self._looks = _LOOKS if only_our_modes() else frozenset()  # others get to see everything
-        self._pixels = None if walk.lean is None else walk.lean.pixels
+        self._lean = walk.lean
 
     def __enter__(self) -> Interceptor:
         _walks().append(self)
@@ -88,18 +88,16 @@ class Interceptor(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        pixels = self._pixels if self._pixels is not None and self._pixels.any else None
-        if func in self._looks and _PLAIN.issuperset(types) and (pixels is None or func is not Tensor.stride):
+        lean = self._lean if self._lean is not None and self._lean.pixels.any else None
+        if func in self._looks and _PLAIN.issuperset(types) and (lean is None or func is not Tensor.stride):
             with torch._C.DisableTorchFunction():
                 return func(*args, **kwargs)
         if self.paused:
             return func(*args, **kwargs)
-        if pixels is None:
-            return self._run(func, args, kwargs)
-        by_pixels = pixels.meets(func, args, kwargs)
+        by_pixels = lean is not None and lean.meets(func, args, kwargs)
         output = self._run(func, args, kwargs)
-        if by_pixels:
-            pixels.note(output)
+        if lean is not None and by_pixels:
+            lean.pixels.note(output)
         return output
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -137,11 +135,6 @@ def calls_a_rectifier(module: nn.Module, vocabulary: Vocabulary, args: Any, kwar
     with paused_walks(), torch.no_grad(), probe:
         module.forward(*own_args, **own_kwargs)
     return probe.found
-
-
-def is_unseen(module: nn.Module) -> bool:
-    """Tell whether a module has been compiled: what it does may pass through no function mode."""
-    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
 
 
 class _Probe(TorchFunctionMode):

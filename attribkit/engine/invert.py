@@ -123,7 +123,8 @@ def up(
     kwargs
         Further arguments of the model's forward.
     lean, layouts
-        See `Walk`. A model that differentiates on its way up runs a second time, with every operation's own graph.
+        See `Walk`. A model that differentiates on its way up runs a second time, with every operation's own graph; one
+        in which torch raises while maps lie otherwise than torch lays them out, without such maps.
     """
     again = failed = False
     while True:

@@ -24,6 +24,11 @@ def is_known(modules: Iterable[nn.Module]) -> bool:
     return True
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Tell whether a module has been compiled: what it does may pass through no function mode."""
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
 def _is_of_library(cls: type) -> bool:
     source = cls.__module__
     return source.partition(".")[0] in _LIBRARIES and not source.startswith("torch.fx")  # which is anybody's code

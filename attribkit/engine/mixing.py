@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from attribkit.engine.incremental.errors import TORCHS_OWN, LooksAtValues, NotReplayable
+from attribkit.engine.incremental.errors import LooksAtValues, NotReplayable, is_torchs_own
 from attribkit.engine.incremental.record import record
 
 #: How far the first row may be from itself in another batch, as a share of the largest value returned.
@@ -45,8 +45,7 @@ def mixes(forward: Callable[[Tensor], Any], x: Tensor, other: Tensor) -> bool:
     except LooksAtValues:
         return True
     except Exception as error:
-        torchs = type(error) in TORCHS_OWN and not hasattr(error, "attribkit_origin") and not returned
-        if not torchs and not isinstance(error, NotReplayable):
+        if not isinstance(error, NotReplayable) and (returned or not is_torchs_own(error)):
             raise
         if not returned:  # it has failed for being watched, if it does not fail now
             run(x.clone())

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from attribkit import progress
 from attribkit.engine.incremental import (
     CACHE,
-    TORCHS_OWN,
     Elsewhere,
     Image,
     Incremental,
     NotReplayable,
     forget,
+    is_torchs_own,
     keep,
     kept,
 )
@@ -226,7 +226,7 @@ class Occluded:
         except NotReplayable as error:  # not held on to: its traceback holds all that is here
             why, lasting, warns = str(error), error.lasting, error.warns
         except Exception as error:
-            if type(error) not in TORCHS_OWN or hasattr(error, "attribkit_origin"):
+            if not is_torchs_own(error):
                 raise
             # a replay that torch refuses; if the model itself is at fault, running it in full shows it
             why = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from attribkit.engine.frames import Capture, Frame
 from attribkit.engine.hooks import hooked
-from attribkit.engine.intercept import Interceptor, calls_a_rectifier, is_unseen
+from attribkit.engine.intercept import Interceptor, calls_a_rectifier
 from attribkit.engine.inverse import InverseLayer
 from attribkit.engine.layout import Layouts
-from attribkit.engine.lean import Lean
+from attribkit.engine.lean import Lean, Pixels
 from attribkit.engine.ops import ModuleKind, Operation, Vocabulary, has_forward_of, is_op_module
 from attribkit.engine.origin import mark_model_error
 from attribkit.engine.sites import Names, Site, unknown_layer
@@ -107,9 +107,8 @@ class Walk:
         self._names = Names(set(self.paths.values()))
         self._stack: list[Frame] = []
         self._thread = threading.get_ident()
-        self.lean = (
-            Lean(model, self.paths, self.table, min(self.layers, default=None) if stop else None) if lean else None
-        )
+        end = min(self.layers, default=None) if stop else None
+        self.lean = Lean(Pixels(model, self.paths, self.table, end)) if lean else None
         self.splicer = Splicer(self.lean, keeps_graphs=keeps_graphs)
         self._probed: dict[nn.Module, bool] = {}
         self._hidden: dict[str, str] = {}
@@ -149,13 +148,13 @@ class Walk:
             mark_model_error(error, self.model, self._where())
             raise
         finally:
-            if self.lean is not None:
-                self.lean.pixels.close()
             torch.set_grad_enabled(grad)
             self._stack.clear()
             self.splicer.clear()
             del interceptor.walk  # no cycle: what was caught must go when the walk goes
             self._interceptor = None
+            if self.lean is not None:
+                self.lean.pixels.close()
 
     @property
     def rewritten(self) -> int:
@@ -209,8 +208,6 @@ class Walk:
             claimable=is_op_module(module, known),
         )
         self._stack.append(frame)
-        if is_unseen(module):
-            self._restore(args, kwargs)
         if inside_whole:
             self._hidden.setdefault(path, next(f.name for f in reversed(self._stack) if f.name or f is self._stack[0]))
             return None

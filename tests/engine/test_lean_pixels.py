@@ -664,6 +664,20 @@ def test_models_with_code_of_their_own_or_with_hooks_are_left_to_torch(monkeypat
 
 
 @pytest.mark.usefixtures("forced")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's compiler looks at it
+@pytest.mark.parametrize("where", ["in place", "wrapped"])
+def test_models_with_compiled_modules_are_left_to_torch(where, taken):
+    middle = Calls(torch.sigmoid)
+    if where == "in place":
+        middle.compile(backend="eager")
+    else:
+        middle = torch.compile(middle, backend="eager")
+    model, x = net(Block(stride=2), Block(middle), Block()), images()
+    close(explained(model, x), autograds(model, x))
+    assert not taken
+
+
+@pytest.mark.usefixtures("forced")
 @pytest.mark.parametrize(
     "look",
     [

@@ -6,6 +6,11 @@ from __future__ import annotations
 TORCHS_OWN = frozenset({RuntimeError, NotImplementedError, IndexError, ValueError, TypeError, KeyError, AttributeError})
 
 
+def is_torchs_own(error: Exception) -> bool:
+    """Tell whether torch has raised an error itself, and not in the model's forward pass."""
+    return type(error) in TORCHS_OWN and not hasattr(error, "attribkit_origin")
+
+
 class NotReplayable(Exception):
     """The forward pass does something that a replay on other rows could get wrong; the message says what.
 

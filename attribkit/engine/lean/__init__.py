@@ -5,6 +5,7 @@ less: weights and shapes, one bit for each element of a piecewise-linear rectifi
 element. An operation that is not known, or met in a setting that is not, keeps what autograd keeps.
 """
 
+from attribkit.engine.lean.pixels import Pixels
 from attribkit.engine.lean.record import Lean
 
-__all__ = ["Lean"]
+__all__ = ["Lean", "Pixels"]

@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
-from attribkit.engine.known import is_known
+from attribkit.engine.intercept import only_our_modes
+from attribkit.engine.known import is_compiled, is_known
 from attribkit.engine.layers import GatedRectify, PassThrough, Rectify, Unpool
 from attribkit.engine.lean.shortcuts import MOST, Settings, has_vectors, is_exact, torchs_back, torchs_up
-from attribkit.engine.lean.standin import StandIn, is_in_order, is_plain
+from attribkit.engine.lean.standin import is_in_order, is_plain
 from attribkit.engine.lean.step import Step
 from attribkit.engine.lean.trials import noise, trial_of
 from attribkit.engine.lean.weighted import SCALED, BatchNorm
@@ -48,7 +49,6 @@ SIZES = 4
 WORTH = 1 / 4
 
 _ORDER = torch.channels_last
-_backward = torch.ops.aten.convolution_backward.default
 #: Inverse layers for which the order of a signal makes no difference.
 _ANY_ORDER = (Rectify, GatedRectify, Unpool, PassThrough)
 #: By model: the layers at which passes ended in which too much had to be laid out anew; None: to their end.
@@ -58,32 +58,23 @@ _starts = WeakIdKeyDictionary()
 
 
 @functools.cache
-def _steps() -> frozenset[Any]:
-    """Return the functions whose lean steps take maps in either order."""
-    return frozenset(functions_named("conv2d batch_norm relu relu_ relu6 hardtanh hardtanh_ leaky_relu leaky_relu_"))
-
-
-@functools.cache
 def _sums() -> frozenset[Any]:
     return frozenset(functions_named("add add_"))
 
 
 def pixels_up(x: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """Convolve an input pixel by pixel."""
-    x, weight = x.contiguous(memory_format=_ORDER), weight.contiguous(memory_format=_ORDER)
-    return F.conv2d(x, weight, None, settings.stride, settings.padding, 1, settings.groups)
+    return torchs_up(by_pixels(x), by_pixels(weight), settings)
 
 
 def pixels_back(signal: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """Carry a signal back pixel by pixel."""
-    signal, weight = signal.contiguous(memory_format=_ORDER), weight.contiguous(memory_format=_ORDER)
-    channels, (height, width) = weight.shape[1] * settings.groups, settings.size
-    stride = (channels * height * width, 1, width * channels, channels)
-    shape = torch.Size((len(signal), channels, height, width))
-    x = StandIn(shape, stride, signal.dtype, signal.device, is_contiguous=False).beside(signal)
-    how = (settings.stride, settings.padding, [1, 1], False, [0, 0], settings.groups)
-    found: Tensor = _backward(signal, x, weight, None, *how, [True, False, False])[0]
-    return found
+    return torchs_back(by_pixels(signal), by_pixels(weight), settings, _ORDER)
+
+
+def by_pixels(tensor: Tensor) -> Tensor:
+    """Return a tensor pixel by pixel, itself where it lies so."""
+    return tensor.contiguous(memory_format=_ORDER)
 
 
 class PixelConvolution(Step):
@@ -129,8 +120,6 @@ class Pixels:
         What is attached to it.
     end
         The layer at which the pass ends, None for its own end.
-    possible
-        Whether there may be any such maps.
 
     Attributes
     ----------
@@ -138,23 +127,22 @@ class Pixels:
         Whether there have been any yet.
     """
 
-    def __init__(
-        self, model: nn.Module, modules: Iterable[nn.Module], table: Table, end: str | None, *, possible: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, modules: Iterable[nn.Module], table: Table, end: str | None) -> None:
         self.any = False
         self._model = weakref.ref(model)
         self._end = end
         self._possible = (
-            possible
+            only_our_modes()
             and _in_vain.get(model, set()).isdisjoint({None, end})  # type: ignore[no-untyped-call]
             and all(type(layer) in _ANY_ORDER for layer in table.layers())
             and is_exact()
             and has_vectors()
             and is_known(modules)
+            and not any(map(is_compiled, modules))
         )
         self._maps: dict[int, TensorWeakRef] = {}
         self._start: torch.Size | None = None  # the input of the first convolution in question
-        self._is_known = False
+        self._was_met = False  # whether there has been such a pass before
         self._saved = 0  # bytes that torch would have laid out anew
         self._spent = 0  # bytes that are laid out anew on behalf of this
 
@@ -194,10 +182,10 @@ class Pixels:
         model = self._model()
         if self._start is None:
             known = _starts.setdefault(model, set())  # type: ignore[no-untyped-call]
-            self._start, self._is_known = size, size in known
+            self._start, self._was_met = size, size in known
             if len(known) < SIZES:
                 known.add(size)
-        return not self._is_known
+        return not self._was_met
 
     def _settings(self, step: Convolution, x: Tensor, weight: Tensor) -> Settings | None:
         """Return the settings of a convolution that may be taken pixel by pixel, None for others."""
@@ -226,8 +214,6 @@ class Pixels:
 
     def meets(self, function: Any, args: Any, kwargs: Any) -> bool:
         """Lay out what a function is about to be given as it would be; tell whether it is a sum that need not be."""
-        if function in _steps():
-            return False
         both = function in _sums() and not kwargs and len(args) == 2 and all(map(self.holds, args))
         if both and args[0].shape == args[1].shape:  # else the way back adds up what was repeated, in another order
             return True
@@ -292,5 +278,5 @@ def _is_same_norm(shape: torch.Size, threads: int) -> bool:
     x = noise(shape, generator)
     mean, variance, weight, bias = (noise(shape[1:2], generator) for _ in range(4))
     statistics = (mean, variance + 1, weight, bias)
-    torchs, ours = (F.batch_norm(maps, *statistics) for maps in (x, x.contiguous(memory_format=_ORDER)))
+    torchs, ours = (F.batch_norm(maps, *statistics) for maps in (x, by_pixels(x)))
     return torch.equal(torchs, ours)

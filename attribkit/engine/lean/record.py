@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,30 +13,33 @@ from torch.autograd import forward_ad
 from attribkit.engine.intercept import only_our_modes
 from attribkit.engine.lean import convolutions, pools, rectifiers, weighted
 from attribkit.engine.lean.alone import holders, is_alone
-from attribkit.engine.lean.pixels import Pixels
+from attribkit.engine.lean.pixels import Pixels, by_pixels
 from attribkit.engine.lean.standin import is_plain
 from attribkit.engine.lean.step import Step
 from attribkit.engine.ops import functions_named
 from attribkit.engine.splice import is_transformed
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from attribkit.engine.inverse import SiteCall
     from attribkit.engine.splice import FunctionCall
-    from attribkit.engine.table import Table
 
 Rule = Callable[[Tensor, "FunctionCall"], Step | None]
 
-_RULES: dict[str, Rule] = {
-    "conv1d conv2d conv3d": convolutions.Convolution.of,
-    "linear": weighted.Linear.of,
+#: Of steps that take maps as they lie, if `Pixels` lets them.
+_RULES_OF_ANY_ORDER: dict[str, Rule] = {
+    "conv2d": convolutions.Convolution.of,
     "batch_norm": weighted.BatchNorm.of,
-    "avg_pool2d": weighted.AveragePool.of,
-    "adaptive_avg_pool2d": weighted.AveragePool.of_adaptive,
     "relu relu_": rectifiers.ReLU.of,
     "relu6 hardtanh hardtanh_": rectifiers.Hardtanh.of,
     "leaky_relu leaky_relu_": rectifiers.LeakyReLU.of,
+}
+
+_RULES: dict[str, Rule] = {
+    **_RULES_OF_ANY_ORDER,
+    "conv1d conv3d": convolutions.Convolution.of,
+    "linear": weighted.Linear.of,
+    "avg_pool2d": weighted.AveragePool.of,
+    "adaptive_avg_pool2d": weighted.AveragePool.of_adaptive,
     "max_pool2d": pools.MaxPool.of,
 }
 
@@ -49,33 +52,32 @@ def _rules() -> dict[Any, Rule]:
     return {function: rule for names, rule in _RULES.items() for function in functions_named(names)}
 
 
+@functools.cache
+def _of_any_order() -> frozenset[Any]:
+    return frozenset(function for names in _RULES_OF_ANY_ORDER for function in functions_named(names))
+
+
 class Lean:
     """Lean steps for one forward pass.
 
     Parameters
     ----------
-    model
-        The model.
-    modules
-        All of its modules.
-    table
-        What is attached to it.
-    end
-        The layer at which the pass ends, None for its own end.
+    pixels
+        The maps that lie otherwise than torch would have laid them out.
 
     Attributes
     ----------
     used : bool
         Whether a step has been put into the graph.
     pixels : Pixels
-        The maps that lie otherwise than torch would have laid them out.
+        The same.
     """
 
-    def __init__(self, model: nn.Module, modules: Iterable[nn.Module], table: Table, end: str | None) -> None:
+    def __init__(self, pixels: Pixels) -> None:
         self.used = False
+        self.pixels = pixels
         self._rules = _rules()
         self._possible = only_our_modes()
-        self.pixels = Pixels(model, modules, table, end, possible=self._possible)
         # those of the caller see what is kept; those that the model sets (checkpoints) expect autograd's own
         self._hooks = _saving_hooks()
         is_alone.prepare()
@@ -106,21 +108,28 @@ class Lean:
     def _in_order(self, step: Step | None, rule: Rule, x: Tensor, call: FunctionCall) -> Step | None:
         """Return the step for maps that lie pixel by pixel, where they do or are to; else the step that was found."""
         pixels = self.pixels
+        taken = None
         if isinstance(step, convolutions.Convolution):
-            other = pixels.convolution(step, x)
-            if other is not None:
-                other.by_pixels = True
-                return other
-            if not pixels.holds(x):
-                return step
-            pixels.restore(x)
-            return rule(x, call)
-        if step is not None and pixels.any and pixels.holds(x):
-            if not pixels.takes(step, x):
-                pixels.restore(x)
-                return rule(x, call)
-            step.by_pixels = True
-        return step
+            taken = pixels.convolution(step, x)
+        elif step is not None and pixels.holds(x) and pixels.takes(step, x):
+            taken = step
+        if taken is not None:
+            taken.by_pixels = True
+            return taken
+        if step is None or not pixels.holds(x):
+            return step
+        pixels.restore(x)
+        return rule(x, call)
+
+    def meets(self, function: Any, args: Any, kwargs: Any) -> bool:
+        """Have what a function is about to be given laid out as it would be, unless a step takes it as it lies.
+
+        Returns
+        -------
+        bool
+            Whether it is a sum of maps that lie pixel by pixel, whose result does so, too.
+        """
+        return function not in _of_any_order() and self.pixels.meets(function, args, kwargs)
 
     def apply(self, step: Step, call: FunctionCall, site: SiteCall | None = None) -> Any:
         """Run a call with its lean step in the model's graph, or with a site's inverse layer for its derivative."""
@@ -176,8 +185,8 @@ class _Lean(torch.autograd.Function):
         with torch._C.DisableTorchFunction():
             # in small signals there is nothing to be gained
             alone = signal.numel() >= SMALL and not torch.is_grad_enabled() and is_alone(holders(signal))
-            if step.by_pixels and is_plain(signal) and not signal.is_contiguous(memory_format=torch.channels_last):
-                signal, alone = signal.contiguous(memory_format=torch.channels_last), not torch.is_grad_enabled()
+            if step.by_pixels and is_plain(signal) and (laid := by_pixels(signal)) is not signal:
+                signal, alone = laid, not torch.is_grad_enabled()
             carried = step.back(signal, kept, alone) if site is None else step.carried(site.layer, signal, kept, alone)
         if carried is None and site is not None:
             with site.step_of(step, kept):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attribkit.engine.lean import store
-from attribkit.engine.lean.standin import is_in_order, is_plain
+from attribkit.engine.lean.standin import StandIn, is_in_order, is_plain
 from attribkit.engine.lean.step import windows
 from attribkit.engine.lean.trials import Way, way_for
 
@@ -71,10 +71,12 @@ def torchs_up(x: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     return F.conv2d(x, weight, None, settings.stride, settings.padding, 1, settings.groups)
 
 
-def torchs_back(signal: Tensor, weight: Tensor, settings: Settings) -> Tensor:
-    """Carry a signal back as torch does."""
+def torchs_back(
+    signal: Tensor, weight: Tensor, settings: Settings, order: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """Carry a signal back as torch does, to an input that lies in a memory format."""
     groups = settings.groups
-    x = signal.new_empty((len(signal), weight.shape[1] * groups, *settings.size))  # whose layout alone it looks at
+    x = StandIn.in_order((len(signal), weight.shape[1] * groups, *settings.size), order, signal).beside(signal)
     how = (settings.stride, settings.padding, [1, 1], False, [0, 0], groups)
     found: Tensor = _backward(signal, x, weight, None, *how, [True, False, False])[0]
     return found

@@ -56,6 +56,12 @@ class StandIn:
         """Remember a tensor."""
         return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_contiguous())
 
+    @classmethod
+    def in_order(cls, shape: tuple[int, ...], order: torch.memory_format, signal: Tensor) -> StandIn:
+        """Describe a dense tensor of a signal's kind that lies in a memory format."""
+        stride = torch.empty(shape, device="meta", memory_format=order).stride()
+        return cls(torch.Size(shape), stride, signal.dtype, signal.device, order is torch.contiguous_format)
+
     def is_laid_out_as(self, signal: Tensor) -> bool:
         """Tell whether a signal takes memory in the very same way."""
         return (signal.shape, signal.stride(), signal.dtype) == (self.shape, self.stride, self.dtype)
