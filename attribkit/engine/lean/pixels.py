@@ -1,9 +1,9 @@
 """Maps that lie pixel by pixel (channels last) from one convolution to the next.
 
-Torch convolves each channel for itself several times faster in that order, and a model that is written without a word
-about it gets its maps channel by channel. So they lie pixel by pixel between operations whose results are the same in
-either order, sums found out with noise. Whatever else gets hold of such maps finds them as torch would have laid them
-out, and so does everybody once the forward pass has ended.
+Torch convolves each channel for itself faster in that order, and a model that is written without a word about it gets
+its maps channel by channel. So they lie pixel by pixel between operations whose results are the same in either order,
+sums found out with noise. Whatever else gets hold of such maps finds them as torch would have laid them out, and so
+does everybody once the forward pass has ended.
 """
 
 from __future__ import annotations
