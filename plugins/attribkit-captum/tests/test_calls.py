@@ -61,6 +61,64 @@ def test_a_module_may_be_called_several_times(name):
     assert unit.abs().max() > 0
 
 
+DILATED = [
+    {"kernel_size": 2, "stride": 2, "dilation": 2},
+    {"kernel_size": 3, "stride": 1, "dilation": 2, "padding": 1},
+    {"kernel_size": (3, 2), "stride": (2, 3), "dilation": (3, 1), "padding": (1, 0), "ceil_mode": True},
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*Setting", "ignore:.*Input Tensor")
+@pytest.mark.parametrize("name", ["captum.deep_lift", "captum.deep_lift_shap"])
+@pytest.mark.parametrize("settings", DILATED, ids=["two", "padded", "each side its own"])
+def test_max_pooling_may_have_a_dilation(settings, name):
+    torch.manual_seed(0)
+    pool = nn.MaxPool2d(**settings)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), pool, nn.Flatten())
+    model = nn.Sequential(*body, nn.Linear(body(torch.zeros(1, 3, 12, 12)).shape[1], 4)).double().eval()
+    x = images(2)
+    with pytest.raises(ValueError, match="invalid output_size"):
+        ca.DeepLift(model).attribute(x.clone(), target=1)
+    found = ak.attribute(model, x, name, 1).values
+    with torch.no_grad():
+        gain = (model(x) - model(0 * x))[:, 1]
+    assert torch.allclose(found.sum((1, 2, 3)), gain, rtol=1e-8)
+    assert model[2] is pool
+
+
+@pytest.mark.filterwarnings("ignore:.*Setting", "ignore:.*Input Tensor")
+def test_a_dilated_pool_that_captum_takes_is_its_own():
+    torch.manual_seed(0)
+    pool = nn.MaxPool2d(2, 3, dilation=2)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(36, 4)).double().eval()
+    x = images(2)
+    expected = ca.DeepLift(model).attribute(x.clone(), torch.zeros_like(x), target=1)
+    assert torch.equal(ak.attribute(model, x, "captum.deep_lift", 1).values, expected.detach())
+
+
+@pytest.mark.filterwarnings("ignore:.*Setting", "ignore:.*Input Tensor")
+@pytest.mark.parametrize("name", ["captum.deep_lift", "captum.deep_lift_shap"])
+def test_a_softmax_does_not_mix_the_images_of_a_batch(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 4), nn.Softmax(1)).double().eval()
+    x, y = images(3), torch.tensor([1, 2, 0])
+    zeros = torch.zeros_like(x)
+    alone = [ca.DeepLift(model).attribute(x[i : i + 1].clone(), zeros[:1], target=int(y[i])) for i in range(3)]
+    mixed = ca.DeepLift(model).attribute(x.clone(), zeros, target=y)
+    assert not torch.allclose(mixed, torch.cat(alone), rtol=1e-3)
+    found = ak.attribute(model, x, name, y)
+    if name == "captum.deep_lift":
+        assert torch.allclose(found.values, torch.cat(alone).detach(), rtol=1e-9)
+        baselines = 0.5 * x
+        own = ak.attribute(model, x, name, y, baselines=baselines, return_convergence_delta=True)
+        assert own.extras["convergence_delta"].shape == (3,)
+        last = ca.DeepLift(model).attribute(x[2:].clone(), baselines[2:], target=0)
+        assert torch.allclose(own.values[2:], last.detach(), rtol=1e-9)
+    else:
+        last = ak.attribute(model, x[2:], name, y[2:])
+        assert torch.allclose(found.values[2:], last.values, rtol=1e-9)
+
+
 def test_a_convolution_may_be_called_several_times_under_lrp():
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 3, 3, padding=1, bias=False)

@@ -18,6 +18,7 @@ from attribkit_captum.calls import Scores, begin_draws, calm, convolution, rows_
 from attribkit_captum.found import algorithms, snake_case
 from attribkit_captum.known import Known, known
 from attribkit_captum.options import checked_seed, documented, options_of, parameters, refuse_unknown, required
+from attribkit_captum.pools import without_dilation
 from attribkit_captum.uses import told_apart
 
 
@@ -86,7 +87,7 @@ class CaptumMethod(ak.Method):
 
     def explain(self, scores: Scores, x: Tensor, given: dict[str, Any], seed: int) -> Any:
         """Return the map of all samples, each explained alone where the algorithm draws."""
-        if self.facts.together:
+        if self.facts.together and not self.mixes(scores):
             return self.explain_rows(scores, x, torch.arange(len(x), device=x.device), given, seed)
         found = []
         for row in range(len(x)):
@@ -97,6 +98,11 @@ class CaptumMethod(ak.Method):
             deltas = torch.cat([delta["convergence_delta"] for _, delta in found])
             return torch.cat([values for values, _ in found]), {"convergence_delta": deltas}
         return torch.cat(found)
+
+    @classmethod
+    def mixes(cls, scores: Scores) -> bool:
+        """Tell whether Captum would let the samples of a batch change each other's map on this network."""
+        return False
 
     @classmethod
     def own(cls, name: str, value: Any, row: int, count: int) -> Any:
@@ -143,6 +149,20 @@ class CaptumMethod(ak.Method):
         if "internal_batch_size" in missing:
             found["internal_batch_size"] = max(len(x), defaults.ROWS)
         return found
+
+
+class _DeepLift(CaptumMethod):
+    """Max pooling with a dilation is written as pooling without one where Captum cannot carry back through it.
+
+    The samples of a network with an ``nn.Softmax`` are explained one by one: Captum takes its mean over the batch.
+    """
+
+    def prepare(self, scores, x, given):
+        without_dilation(scores)
+
+    @classmethod
+    def mixes(cls, scores):
+        return any(type(module) is nn.Softmax for module in scores.modules())
 
 
 class _FeaturePermutation(CaptumMethod):
@@ -253,6 +273,8 @@ def _inner(name: Any) -> type[CaptumMethod]:
 
 
 _SPECIAL: dict[str, type[CaptumMethod]] = {
+    "DeepLift": _DeepLift,
+    "DeepLiftShap": _DeepLift,
     "FeaturePermutation": _FeaturePermutation,
     "GuidedGradCam": _GuidedGradCam,
     "LRP": _LRP,
