@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from attribkit.engine import coverage
+from attribkit.engine.ends import GraphWanted
 from attribkit.engine.ops import Vocabulary
 from attribkit.engine.table import Table
-from attribkit.engine.walk import GraphWanted, Walk
+from attribkit.engine.walk import Walk
 from attribkit.errors import ModelError
 from attribkit.targets import PendingTarget, Target
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from attribkit.engine.ends import GraphWanted, StopForward
 from attribkit.engine.frames import Capture, Frame
 from attribkit.engine.hooks import hooked
 from attribkit.engine.intercept import Interceptor, calls_a_rectifier
@@ -28,14 +29,6 @@ from attribkit.engine.splice import FunctionCall, Splicer, first_tensor, is_tran
 from attribkit.engine.table import Table
 from attribkit.engine.tree import paths_of
 from attribkit.errors import InputError, MethodError
-
-
-class StopForward(BaseException):
-    """Ends the forward pass at the layer asked for; not an Exception, so that no model's handler swallows it."""
-
-
-class GraphWanted(BaseException):
-    """The model differentiates on its way up; not an Exception, so that no model's handler swallows it."""
 
 
 class Walk:
