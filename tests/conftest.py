@@ -51,3 +51,9 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def lean_everywhere(monkeypatch):
+    """Leave no operation to autograd for its size alone, for tests of steps that are too small to be worth one."""
+    monkeypatch.setattr("attribkit.engine.invert.LEAST", 0)

@@ -4,9 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from attribkit.engine.walk import Walk
+
+#: Modules that call others, or none, and compute nothing themselves.
+_HAND_ON = frozenset({nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict})
+
+
+def those_that_compute(model: nn.Module, modules: Iterable[nn.Module], walk: Walk) -> list[nn.Module]:
+    """Return the modules in which, or as which, there may be a site.
+
+    Parameters
+    ----------
+    model
+        The model, which is always one of them.
+    modules
+        All of its modules.
+    walk
+        Says what is to be attached, and which classes are operations as a whole.
+    """
+    if walk.table.names:
+        return list(modules)
+    plain = {cls for cls in _HAND_ON if not walk.vocabulary.module_kind(cls) and not walk.table.by_class(cls)}
+    return [
+        module
+        for module in modules
+        if type(module) not in plain
+        or module is model
+        or "forward" in module.__dict__
+        or module._forward_hooks
+        or module._forward_pre_hooks
+    ]
 
 
 @contextmanager

@@ -20,6 +20,9 @@ from attribkit.targets import PendingTarget, Target
 if TYPE_CHECKING:
     from attribkit.pluginmanager import PluginManager
 
+#: Elements of an input below which what autograd keeps of an operation is not worth the time that a step of ours takes.
+LEAST = 1 << 14
+
 
 @dataclass(frozen=True)
 class Inverted:
@@ -90,15 +93,31 @@ def invert(
     """
     x = leaf(inputs)
     kwargs = target.forward_kwargs if isinstance(target, PendingTarget) else target.kwargs_for(index)
-    walk, output = up(model, x, table, target.layer, kwargs, lean=True)
-    observed = output if target.layer is None else walk.catch(target.layer)
+    layer = target.layer
+    walk, output = up(model, x, table, layer, kwargs, lean=True, least=LEAST)
+    observed = output if layer is None else walk.catch(layer)
     coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
     resolved = target.resolve(observed, model) if isinstance(target, PendingTarget) else target
     origin, signal = resolved.start(observed, index, unit_signal)
     # a copy, for the model may write over it; and a caller's function is not asked twice: it may write, too
     starts_at_scores = type(resolved).start is Target.start
     scores = origin.detach().clone() if starts_at_scores else resolved.read(observed, index).detach()
-    return Inverted(_carry_back(origin, x, signal), scores, resolved)
+    try:
+        values = _carry_back(origin, x, signal)
+    except RuntimeError as error:
+        if walk.lean is None or not walk.lean.left or not _is_of_writing(error):
+            raise
+        # the model writes over what autograd has kept: again, with nothing left to autograd that need not be
+        x = leaf(inputs)
+        walk, output = up(model, x, table, layer, kwargs, lean=True)
+        origin, signal = resolved.start(output if layer is None else walk.catch(layer), index, unit_signal)
+        values = _carry_back(origin, x, signal)
+    return Inverted(values, scores, resolved)
+
+
+def _is_of_writing(error: RuntimeError) -> bool:
+    """Tell whether it is torch's error for what has been written over since autograd kept it."""
+    return type(error) is RuntimeError and "modified by an inplace operation" in str(error)
 
 
 def up(
@@ -109,6 +128,7 @@ def up(
     kwargs: dict[str, Any] | None = None,
     *,
     lean: bool = False,
+    least: int = 0,
     layouts: bool = False,
 ) -> tuple[Walk, Any]:
     """Make the forward pass, keeping as little as can be; return the walk and the model's output.
@@ -123,13 +143,13 @@ def up(
         Where the pass may end; None: at the model's output.
     kwargs
         Further arguments of the model's forward.
-    lean, layouts
+    lean, least, layouts
         See `Walk`. A model that differentiates on its way up runs a second time, with every operation's own graph; one
         in which torch raises while maps lie otherwise than torch lays them out, without such maps.
     """
     again = failed = False
     while True:
-        how = {"layouts": layouts, "lean": lean and not again, "keeps_graphs": again}
+        how: dict[str, Any] = {"layouts": layouts, "lean": lean and not again, "least": least, "keeps_graphs": again}
         walk = Walk(model, table, vocabulary(), layers=[layer], stop=layer is not None, **how)
         try:
             # not the leaf itself: a model may begin with an in-place operation

@@ -81,7 +81,7 @@ class Splicer:
             Whether the inverse layer took hold.
         """
         if self.lean is not None and (layer is None or (kind in SINGLE_INPUT and not layer.needs)):
-            step = self.lean.step(call)
+            step = self.lean.step(call, carries=layer is not None)
             if step is not None:
                 return self._run_lean(name, kind, module, layer, call, step), layer is not None
         if layer is None:

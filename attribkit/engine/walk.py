@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from attribkit.engine.ends import GraphWanted, StopForward
 from attribkit.engine.frames import Capture, Frame
-from attribkit.engine.hooks import hooked
+from attribkit.engine.hooks import hooked, those_that_compute
 from attribkit.engine.intercept import Interceptor, calls_a_rectifier
 from attribkit.engine.inverse import InverseLayer
 from attribkit.engine.layout import Layouts
@@ -50,6 +50,8 @@ class Walk:
         Whether to note every site's layout (that of ``layers`` is noted in any case).
     lean
         Whether known operations may keep less than autograd does, which serves one way back to the inputs.
+    least
+        With ``lean``: elements of an input below which an operation without an inverse layer keeps what autograd does.
     keeps_graphs
         Whether every operation keeps its own graph, for a model that differentiates on its way up; not with ``lean``.
 
@@ -59,7 +61,7 @@ class Walk:
         In order of execution.
     shapes : dict of str to tuple of int, or None
         The output's shape at every layer a unit can be asked for: module calls, composites included, and functional
-        sites, in order of their return.
+        sites, in order of their return. Empty where neither ``layers`` nor ``layouts`` are asked for.
     captured : dict of str to Capture
         What was caught, by layer.
     complete : bool
@@ -81,6 +83,7 @@ class Walk:
         stop: bool = False,
         layouts: bool = False,
         lean: bool = False,
+        least: int = 0,
         keeps_graphs: bool = False,
     ) -> None:
         self.model = model
@@ -101,7 +104,7 @@ class Walk:
         self._stack: list[Frame] = []
         self._thread = threading.get_ident()
         end = min(self.layers, default=None) if stop else None
-        self.lean = Lean(Pixels(model, self.paths, self.table, end)) if lean else None
+        self.lean = Lean(Pixels(model, self.paths, self.table, end), least) if lean else None
         self.splicer = Splicer(self.lean, keeps_graphs=keeps_graphs)
         self._probed: dict[nn.Module, bool] = {}
         self._hidden: dict[str, str] = {}
@@ -128,8 +131,9 @@ class Walk:
             if isinstance(tensor, Tensor) and tensor.ndim >= 2:
                 self.layouts.set(tensor, 1)
         interceptor = self._interceptor = Interceptor(self)
+        watched = self.paths if self.layouts.active else those_that_compute(self.model, self.paths, self)
         try:
-            with hooked(self.paths, self._enter, self._leave), interceptor:
+            with hooked(watched, self._enter, self._leave), interceptor:
                 output = self.model(*args, **kwargs)
                 self.complete = True
                 return output
@@ -176,8 +180,10 @@ class Walk:
         if self.lean is not None and self.lean.pixels.any:
             self.lean.pixels.restore_in(*trees)
 
-    def _is_paused(self) -> bool:
-        return self._interceptor is None or self._interceptor.paused
+    def _is_foreign(self) -> bool:
+        """Tell whether a module call is none of this walk's: another thread's, or made while it is paused."""
+        interceptor = self._interceptor
+        return threading.get_ident() != self._thread or interceptor is None or interceptor.paused
 
     def _where(self) -> str:
         return next((frame.name for frame in reversed(self._stack) if frame.name), "")
@@ -186,7 +192,7 @@ class Walk:
 
     def _enter(self, module: nn.Module, *call: Any) -> Any:
         # Another thread can catch a hook between its registration and torch's note that it takes keywords: gate first.
-        if threading.get_ident() != self._thread or self._is_paused():
+        if self._is_foreign():
             return None
         args, kwargs = call
         path = self.paths[module]
@@ -239,7 +245,7 @@ class Walk:
         return found
 
     def _leave(self, module: nn.Module, *call: Any) -> Any:
-        if threading.get_ident() != self._thread or not self._stack or self._is_paused():
+        if not self._stack or self._is_foreign():
             return None
         output = call[-1]
         while self._stack:  # frames above this one belong to calls whose exception the model caught
@@ -248,7 +254,7 @@ class Walk:
                 break
         else:
             return None
-        if output is None:
+        if output is None or not (self.layouts.active or frame.whole or frame.site is not None):
             return None
         with torch._C.DisableTorchFunction():  # our own tensor calls are no sites
             replaced = None
@@ -263,7 +269,7 @@ class Walk:
                 frame.site.output_shape, frame.site.layout = _shape_of(value), self.layouts.of(value)
             if frame.name or frame.module is self.model:
                 self._record_module(frame, value, attached=replaced is not None)
-            if frame.name:
+            if frame.name and self.layouts.active:
                 self.shapes[frame.name] = _shape_of(value)
                 if frame.name in self.layers:
                     self._catch(value, frame.name)
@@ -345,7 +351,7 @@ class Walk:
             self.sites.append(site)
             if claimed:
                 frame.site = site
-            if not claimed or not frame.name:
+            if self.layouts.active and not (claimed and frame.name):
                 self.shapes[name] = _shape_of(value)
                 if name in self.layers:
                     self._catch(value, name)

@@ -23,7 +23,7 @@ from attribkit.engine.lean.record import _Lean
 from attribkit.engine.lean.standin import StandIn
 from attribkit.engine.walk import Walk
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "lean_everywhere")
 
 
 def autograd(function, x, dtype=torch.float32):

@@ -23,7 +23,7 @@ from attribkit.engine.lean import alone, bits, record, store, weighted
 from attribkit.engine.tree import paths_of
 from attribkit.engine.walk import Walk
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "lean_everywhere")
 METHODS = ["gradient", "guided_backprop", "deconvnet"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 

@@ -19,7 +19,7 @@ from attribkit.engine.lean.pixels import PixelConvolution
 from attribkit.engine.walk import Walk
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread", "small_ones"),
+    pytest.mark.usefixtures("one_thread", "lean_everywhere", "small_ones"),
     pytest.mark.skipif(
         not shortcuts.has_vectors(), reason="torch has no vector instructions of oneDNN's on this machine"
     ),

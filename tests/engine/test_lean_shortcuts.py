@@ -13,7 +13,7 @@ import attribkit as ak
 from attribkit.engine.lean import convolutions, shortcuts, store
 from attribkit.engine.lean.shortcuts import Settings, blocks, product_back, product_up, scattered, scattered_by_pixels
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "lean_everywhere")
 
 has_vectors = pytest.mark.skipif(
     not shortcuts.has_vectors(), reason="torch has no vector instructions of oneDNN's on this machine"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from attribkit.engine.lean import trials
 from attribkit.engine.lean.shortcuts import Settings
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "lean_everywhere")
 
 SETTINGS = Settings((1, 1), (0, 0), (6, 5))
 

@@ -20,6 +20,12 @@ def test_default_methods(method, check):
     check(method)
 
 
+@parametrize_with_checks([name for name in EXACT if name != "occlusion"], examples=EXAMPLES, seed=SEED)
+@pytest.mark.usefixtures("lean_everywhere")
+def test_default_methods_by_lean_steps_alone(method, check):
+    check(method)
+
+
 @parametrize_with_checks(RIGHT, examples=max(2, EXAMPLES // 3), seed=SEED)
 def test_right_methods(method, check):
     check(method)

@@ -64,40 +64,57 @@ class Lean:
     ----------
     pixels
         The maps that lie otherwise than torch would have laid them out.
+    least
+        Elements of an input below which an operation without an inverse layer is left to autograd.
 
     Attributes
     ----------
     used : bool
         Whether a step has been put into the graph.
+    left : bool
+        Whether an operation has been left to autograd for its size.
     pixels : Pixels
         The same.
     """
 
-    def __init__(self, pixels: Pixels) -> None:
+    def __init__(self, pixels: Pixels, least: int = 0) -> None:
         self.used = False
+        self.left = False
         self.pixels = pixels
+        self._least = least
         self._rules = _rules()
         self._possible = only_our_modes()
         # those of the caller see what is kept; those that the model sets (checkpoints) expect autograd's own
         self._hooks = _saving_hooks()
         is_alone.prepare()
 
-    def step(self, call: FunctionCall) -> Step | None:
-        """Return the lean step of a call; None where it is to be left to autograd."""
+    def step(self, call: FunctionCall, *, carries: bool = False) -> Step | None:
+        """Return the lean step of a call; None where it is to be left to autograd.
+
+        Parameters
+        ----------
+        call
+            The call.
+        carries
+            Whether there is an inverse layer for the step to carry out.
+        """
         rule = self._rules.get(call.function)
         if rule is None:
             return None
         found = None
         if self._possible and call.args:
             with torch._C.DisableTorchFunction():  # a look at a tensor is no function of the model's
-                found = self._step(rule, call)
+                found = self._step(rule, call, carries)
         if found is None and self.pixels.any:
             self.pixels.restore_in(call.args, call.kwargs)
         return found
 
-    def _step(self, rule: Rule, call: FunctionCall) -> Step | None:
+    def _step(self, rule: Rule, call: FunctionCall, carries: bool) -> Step | None:
         x = call.args[0]
-        if type(x) is not Tensor or not x.requires_grad or not torch.is_grad_enabled() or not x.numel():
+        if type(x) is not Tensor or not x.requires_grad or not torch.is_grad_enabled() or not (count := x.numel()):
+            return None
+        if count < self._least and not carries and not self.pixels.holds(x):
+            self.left = True
             return None
         if x.device.type not in ("cpu", "cuda") or x.layout != torch.strided or not x.is_floating_point():
             return None
