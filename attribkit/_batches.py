@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,11 @@ class Explained:
     extras: dict[str, Tensor]
 
 
-def by_table(model: nn.Module, inputs: Tensor, method: InverseMethod, pending: PendingTarget) -> Explained:
+def by_table(
+    model: nn.Module, inputs: Tensor, method: InverseMethod, pending: PendingTarget, guard: Callable[[], None]
+) -> Explained:
     """Explain a batch by a table of inverse layers, whose own forward pass resolves the target too."""
-    found = invert(model, inputs, pending, method.table(), unit_signal=method.unit_signal)
+    found = invert(model, inputs, pending, method.table(), unit_signal=method.unit_signal, guard=guard)
     if found.target is None:
         raise MethodError("the target was not resolved")
     return Explained(found.values, found.scores, found.target.describe(), {})

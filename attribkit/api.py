@@ -169,7 +169,8 @@ def attribute(
     size = batch_size or len(inputs)
     parts = []
     with (
-        pristine(model, inputs),
+        # a method that is a table may do without the model's code; a callable is the caller's
+        pristine(model, inputs, at_once=callable(target) or not is_table(chosen)) as guard,
         explain_misfits(model, inputs),
         coverage.logging() as log,
         bars.shown(progress, chosen.name),
@@ -177,7 +178,7 @@ def attribute(
         for start in bars.track(range(0, len(inputs), size), chosen.name):
             rows = slice(start, start + size)
             if is_table(chosen):
-                parts.append(by_table(model, inputs[rows], chosen, pending.part(rows)))
+                parts.append(by_table(model, inputs[rows], chosen, pending.part(rows), guard))
             else:
                 parts.append(by_call(model, inputs[rows], chosen, pending.part(rows), options))
         whole, table = joined(parts), _table_of(chosen)

@@ -76,6 +76,7 @@ class Interceptor(TorchFunctionMode):
         self.paused = False
         self._looks = _LOOKS if only_our_modes() else frozenset()  # others get to see everything
         self._lean = walk.lean
+        self._recorder = walk.lean.recorder if walk.lean is not None else None
 
     def __enter__(self) -> Interceptor:
         _walks().append(self)
@@ -98,6 +99,8 @@ class Interceptor(TorchFunctionMode):
         output = self._run(func, args, kwargs)
         if lean is not None and by_pixels:
             lean.pixels.note(output)
+        if self._recorder is not None:
+            self._recorder.function(func, args, kwargs, output)
         return output
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from attribkit.engine import coverage
 from attribkit.engine.ends import GraphWanted
+from attribkit.engine.lean import passes
+from attribkit.engine.lean.replay import Replay
 from attribkit.engine.ops import Vocabulary
 from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk
@@ -68,6 +71,7 @@ def invert(
     *,
     unit_signal: str = "one",
     index: Tensor | None = None,
+    guard: Callable[[], None] | None = None,
 ) -> Inverted:
     """Carry the target's signal back to the inputs through a table of inverse layers.
 
@@ -85,6 +89,8 @@ def invert(
         What a unit's signal starts as: ``"one"`` or ``"activation"``.
     index
         LongTensor [N]: which of the caller's samples each row belongs to.
+    guard
+        Called before the model is: see `attribkit.engine.state.pristine`.
 
     Raises
     ------
@@ -94,7 +100,13 @@ def invert(
     x = leaf(inputs)
     kwargs = target.forward_kwargs if isinstance(target, PendingTarget) else target.kwargs_for(index)
     layer = target.layer
-    walk, output = up(model, x, table, layer, kwargs, lean=True, least=LEAST)
+    known = passes.prepared(model, x, table) if layer is None and not kwargs else None
+    if isinstance(known, Replay) and (found := _again(known, model, x, target, index, unit_signal)):
+        return found
+    noting = known if isinstance(known, passes.Noting) else None
+    if guard is not None:
+        guard()
+    walk, output = up(model, x, table, layer, kwargs, lean=True, least=LEAST, noting=noting)
     observed = output if layer is None else walk.catch(layer)
     coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
     resolved = target.resolve(observed, model) if isinstance(target, PendingTarget) else target
@@ -130,6 +142,7 @@ def up(
     lean: bool = False,
     least: int = 0,
     layouts: bool = False,
+    noting: passes.Noting | None = None,
 ) -> tuple[Walk, Any]:
     """Make the forward pass, keeping as little as can be; return the walk and the model's output.
 
@@ -146,14 +159,19 @@ def up(
     lean, least, layouts
         See `Walk`. A model that differentiates on its way up runs a second time, with every operation's own graph; one
         in which torch raises while maps lie otherwise than torch lays them out, without such maps.
+    noting
+        What has the pass noted, to be made again without the model's code; nothing is then left to autograd.
     """
     again = failed = False
     while True:
-        how: dict[str, Any] = {"layouts": layouts, "lean": lean and not again, "least": least, "keeps_graphs": again}
+        recorder = noting.recorder if noting is not None else None
+        how: dict[str, Any] = {"layouts": layouts, "lean": lean and not again, "keeps_graphs": again}
+        how |= {"least": 0 if recorder is not None else least, "recorder": recorder}
         walk = Walk(model, table, vocabulary(), layers=[layer], stop=layer is not None, **how)
         try:
             # not the leaf itself: a model may begin with an in-place operation
-            output = walk.run(x.clone(), **(kwargs or {}))
+            entry = x.clone() if recorder is None else recorder.begin(x.clone())
+            output = walk.run(entry, **(kwargs or {}))
         except (GraphWanted, Exception) as error:
             if walk.wanted and not again:
                 again = True
@@ -163,12 +181,55 @@ def up(
                 walk.lean.pixels.give_up()
                 failed = True
         else:
+            if noting is not None:
+                noting.end(walk, output)
             if not walk.wanted or again:  # or the model has caught it
                 return walk, output
             again = True
+        if noting is not None:
+            noting.give_up()
+            noting = None
+
+
+def _again(
+    replay: Replay,
+    model: nn.Module,
+    x: Tensor,
+    target: Target | PendingTarget,
+    index: Tensor | None,
+    unit_signal: str,
+) -> Inverted | None:
+    """Make a noted pass again and carry the signal back; None where it cannot be: someone else is at it, or it fails.
+
+    What then comes of it comes of the model's own pass.
+    """
+    if not replay.mine.acquire(blocking=False):
+        return None
+    try:
+        try:
+            made = replay.up(x)
+        except Exception:
+            passes.forget(model)
+            return None
+        coverage.note(replay.sites, replay.rewritten, complete=True)
+        resolved = target.resolve(made.output, model) if isinstance(target, PendingTarget) else target
+        origin, signal = resolved.start(made.output, index, unit_signal)
+        starts_at_scores = type(resolved).start is Target.start
+        scores = origin.detach().clone() if starts_at_scores else resolved.read(made.output, index).detach()
+        arrived = _signal_at(made.leaf, origin, signal)
+        values = None if arrived is None else made.back(arrived)
+        return Inverted(torch.zeros_like(x).detach() if values is None else values, scores, resolved)
+    finally:
+        replay.mine.release()
 
 
 def _carry_back(origin: Tensor, x: Tensor, signal: Tensor) -> Tensor:
+    values = _signal_at(x, origin, signal)
+    return torch.zeros_like(x).detach() if values is None else values
+
+
+def _signal_at(x: Tensor, origin: Tensor, signal: Tensor) -> Tensor | None:
+    """Carry a signal back by autograd, None where none arrives."""
     if not origin.requires_grad:
         raise ModelError("the score does not depend on the inputs: the model detaches them or runs without gradients")
     if origin.ndim == 1 and not origin.is_complex():
@@ -176,4 +237,4 @@ def _carry_back(origin: Tensor, x: Tensor, signal: Tensor) -> Tensor:
         (values,) = torch.autograd.grad((origin * signal).sum(), x, allow_unused=True)
     else:
         (values,) = torch.autograd.grad(origin, x, signal, allow_unused=True)
-    return torch.zeros_like(x).detach() if values is None else values.detach()
+    return None if values is None else values.detach()

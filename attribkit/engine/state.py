@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -168,7 +168,7 @@ def straight_through_checkpoints() -> Iterator[None]:
 
 
 @contextmanager
-def pristine(model: nn.Module, inputs: Tensor) -> Iterator[None]:
+def pristine(model: nn.Module, inputs: Tensor, *, at_once: bool = True) -> Iterator[Callable[[], None]]:
     """Give a call its own world: eval mode, gradients on, inference mode off; everything is put back at the end.
 
     Parameters
@@ -177,6 +177,13 @@ def pristine(model: nn.Module, inputs: Tensor) -> Iterator[None]:
         The model about to be attributed.
     inputs
         The caller's inputs, of any shape.
+    at_once
+        Whether the model is put into eval mode and guarded from the beginning.
+
+    Yields
+    ------
+    callable
+        What does so if it has not been done: to be called before any code of the model's is.
     """
     with ExitStack() as stack:
         grad = torch.is_grad_enabled()
@@ -185,8 +192,15 @@ def pristine(model: nn.Module, inputs: Tensor) -> Iterator[None]:
         stack.callback(torch.set_grad_enabled, grad)
         stack.enter_context(torch.enable_grad())
         stack.enter_context(same_generators(inputs.device))
-        stack.enter_context(same_tensors(model, inputs))
-        stack.enter_context(eval_mode(model))
-        stack.enter_context(eager())
-        stack.enter_context(straight_through_checkpoints())
-        yield
+        guarded = False
+
+        def guard() -> None:
+            nonlocal guarded
+            if not guarded:
+                guarded = True
+                for context in (same_tensors(model, inputs), eval_mode(model), eager(), straight_through_checkpoints()):
+                    stack.enter_context(context)
+
+        if at_once:
+            guard()
+        yield guard

@@ -21,7 +21,7 @@ from attribkit.engine.hooks import hooked, those_that_compute
 from attribkit.engine.intercept import Interceptor, calls_a_rectifier
 from attribkit.engine.inverse import InverseLayer
 from attribkit.engine.layout import Layouts
-from attribkit.engine.lean import Lean, Pixels
+from attribkit.engine.lean import Lean, Pixels, Recorder
 from attribkit.engine.ops import ModuleKind, Operation, Vocabulary, has_forward_of, is_op_module
 from attribkit.engine.origin import mark_model_error
 from attribkit.engine.sites import Names, Site, unknown_layer
@@ -50,8 +50,8 @@ class Walk:
         Whether to note every site's layout (that of ``layers`` is noted in any case).
     lean
         Whether known operations may keep less than autograd does, which serves one way back to the inputs.
-    least
-        With ``lean``: elements of an input below which an operation without an inverse layer keeps what autograd does.
+    least, recorder
+        Of `Lean`.
     keeps_graphs
         Whether every operation keeps its own graph, for a model that differentiates on its way up; not with ``lean``.
 
@@ -84,6 +84,7 @@ class Walk:
         layouts: bool = False,
         lean: bool = False,
         least: int = 0,
+        recorder: Recorder | None = None,
         keeps_graphs: bool = False,
     ) -> None:
         self.model = model
@@ -104,7 +105,7 @@ class Walk:
         self._stack: list[Frame] = []
         self._thread = threading.get_ident()
         end = min(self.layers, default=None) if stop else None
-        self.lean = Lean(Pixels(model, self.paths, self.table, end), least) if lean else None
+        self.lean = Lean(Pixels(model, self.paths, self.table, end), least, recorder) if lean else None
         self.splicer = Splicer(self.lean, keeps_graphs=keeps_graphs)
         self._probed: dict[nn.Module, bool] = {}
         self._hidden: dict[str, str] = {}

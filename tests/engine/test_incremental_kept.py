@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import attribkit as ak
-from attribkit.engine import known
+from attribkit.engine import fingerprint, known
 from attribkit.engine.incremental import NotReplayable, engine, kept_programs, plan
 
 OPTIONS = {"window": 8, "stride": 8, "target": 1}
@@ -342,27 +342,27 @@ def test_fingerprints_of_all_kinds_of_tensors():
     odd.register_buffer("strided", torch.ones(300, 400).t())
     odd.register_buffer("large", torch.ones(200_001, dtype=torch.uint8))
     odd.nothing = torch.tensor([])
-    assert kept_programs.fingerprint(odd) == kept_programs.fingerprint(odd)
+    assert fingerprint.fingerprint(odd) == kept_programs.fingerprint(odd)
     for name, buffer in odd.named_buffers():
-        before = kept_programs.fingerprint(odd)
+        before = fingerprint.fingerprint(odd)
         buffer.data[..., -1:] = 0
-        assert (kept_programs.fingerprint(odd) != before) == (name != "empty"), name
+        assert (fingerprint.fingerprint(odd) != before) == (name != "empty"), name
     odd.register_buffer("sparse", torch.eye(3).to_sparse())
-    assert kept_programs.fingerprint(odd) != kept_programs.fingerprint(odd)  # cannot be told, so never the same
+    assert fingerprint.fingerprint(odd) != kept_programs.fingerprint(odd)  # cannot be told, so never the same
 
 
 def test_fingerprints_tell_places():
     for change in (lambda weight: weight.mul_(2), lambda weight: weight.neg_()):  # the uppermost bits of all
         double = nn.Conv2d(16, 64, 4, bias=False).double()
-        before = kept_programs.fingerprint(double)
+        before = fingerprint.fingerprint(double)
         change(double.weight.data)
-        assert kept_programs.fingerprint(double) != before
+        assert fingerprint.fingerprint(double) != before
     pair = nn.ModuleList([nn.Linear(30, 20, bias=False), nn.Linear(30, 20, bias=False), nn.Linear(200, 300)])
-    before = kept_programs.fingerprint(pair)
+    before = fingerprint.fingerprint(pair)
     one, other = (layer.weight.data.clone() for layer in pair[:2])
     pair[0].weight.data.copy_(other)
     pair[1].weight.data.copy_(one)
-    assert kept_programs.fingerprint(pair) != before
-    before = kept_programs.fingerprint(pair)
+    assert fingerprint.fingerprint(pair) != before
+    before = fingerprint.fingerprint(pair)
     pair[2].weight.data.copy_(pair[2].weight.data.roll(1, 0))
-    assert kept_programs.fingerprint(pair) != before
+    assert fingerprint.fingerprint(pair) != before

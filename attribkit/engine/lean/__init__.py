@@ -7,5 +7,6 @@ element. An operation that is not known, or met in a setting that is not, keeps 
 
 from attribkit.engine.lean.pixels import Pixels
 from attribkit.engine.lean.record import Lean
+from attribkit.engine.lean.recorder import Recorder
 
-__all__ = ["Lean", "Pixels"]
+__all__ = ["Lean", "Pixels", "Recorder"]

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -125,10 +125,13 @@ class Pixels:
     ----------
     any : bool
         Whether there have been any yet.
+    told : callable, or None
+        Called with each map that is laid out as torch would have before the pass ends.
     """
 
     def __init__(self, model: nn.Module, modules: Iterable[nn.Module], table: Table, end: str | None) -> None:
         self.any = False
+        self.told: Callable[[Tensor], None] | None = None
         self._model = weakref.ref(model)
         self._end = end
         self._possible = (
@@ -241,9 +244,12 @@ class Pixels:
             with torch._C.DisableTorchFunction(), torch.inference_mode(False), _untransformed():
                 self._spent += tensor.numel() * tensor.element_size()
                 tensor.data = tensor.detach().contiguous()
+            if self.told is not None:
+                self.told(tensor)
 
     def close(self) -> None:
         """Restore what is left at the end of the pass; note if it has not been worth it."""
+        self.told = None
         for ref in list(self._maps.values()):
             tensor = ref()
             if tensor is not None:
@@ -251,6 +257,11 @@ class Pixels:
         self._maps.clear()
         if self._spent > WORTH * self._saved > 0:
             self._give_up(self._end)
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether passes like this one are to go without such maps from now on, which this one had."""
+        return self.any and not _in_vain.get(self._model(), set()).isdisjoint({None, self._end})  # type: ignore[no-untyped-call]
 
     def give_up(self) -> None:
         """Have the model's next passes go without such maps."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from attribkit.engine.intercept import only_our_modes
 from attribkit.engine.lean import convolutions, pools, rectifiers, weighted
@@ -16,11 +15,12 @@ from attribkit.engine.lean.alone import holders, is_alone
 from attribkit.engine.lean.pixels import Pixels, by_pixels
 from attribkit.engine.lean.standin import is_plain
 from attribkit.engine.lean.step import Step
+from attribkit.engine.lean.watched import is_watched, saving_hooks
 from attribkit.engine.ops import functions_named
-from attribkit.engine.splice import is_transformed
 
 if TYPE_CHECKING:
     from attribkit.engine.inverse import SiteCall
+    from attribkit.engine.lean.recorder import Recorder
     from attribkit.engine.splice import FunctionCall
 
 Rule = Callable[[Tensor, "FunctionCall"], Step | None]
@@ -66,6 +66,8 @@ class Lean:
         The maps that lie otherwise than torch would have laid them out.
     least
         Elements of an input below which an operation without an inverse layer is left to autograd.
+    recorder
+        What notes the pass.
 
     Attributes
     ----------
@@ -73,19 +75,21 @@ class Lean:
         Whether a step has been put into the graph.
     left : bool
         Whether an operation has been left to autograd for its size.
-    pixels : Pixels
+    pixels, recorder
         The same.
     """
 
-    def __init__(self, pixels: Pixels, least: int = 0) -> None:
+    def __init__(self, pixels: Pixels, least: int = 0, recorder: Recorder | None = None) -> None:
         self.used = False
         self.left = False
         self.pixels = pixels
+        self.recorder = recorder
+        pixels.told = recorder.laid_out if recorder is not None else None
         self._least = least
         self._rules = _rules()
         self._possible = only_our_modes()
         # those of the caller see what is kept; those that the model sets (checkpoints) expect autograd's own
-        self._hooks = _saving_hooks()
+        self._hooks = saving_hooks()
         is_alone.prepare()
 
     def step(self, call: FunctionCall, *, carries: bool = False) -> Step | None:
@@ -118,7 +122,7 @@ class Lean:
             return None
         if x.device.type not in ("cpu", "cuda") or x.layout != torch.strided or not x.is_floating_point():
             return None
-        if _is_watched(x) or _saving_hooks() != self._hooks:
+        if is_watched(x) or saving_hooks() != self._hooks:
             return None
         return self._in_order(rule(x, call), rule, x, call)
 
@@ -151,24 +155,13 @@ class Lean:
     def apply(self, step: Step, call: FunctionCall, site: SiteCall | None = None) -> Any:
         """Run a call with its lean step in the model's graph, or with a site's inverse layer for its derivative."""
         self.used = True
+        kept = step.kept
         output = _Lean.apply(call.args[0], step, call, site)
         if step.by_pixels:
             self.pixels.note(output)
+        if self.recorder is not None:
+            self.recorder.step(call, step, kept, site, output)
         return output
-
-
-def _saving_hooks() -> Any:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
-
-
-def _is_watched(x: Tensor) -> bool:
-    """Tell whether something else than autograd's ordinary way back has an interest in what happens to a tensor."""
-    return (
-        is_transformed()
-        or forward_ad._current_level >= 0
-        or torch.is_autocast_enabled(x.device.type)
-        or torch.compiler.is_compiling()
-    )
 
 
 class _Lean(torch.autograd.Function):

@@ -1,0 +1,181 @@
+"""Noting what becomes of a model's input in one forward pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+from torch.utils.weak import TensorWeakRef
+
+from attribkit.engine.lean.replay import Called, Replay, Stepped, Value
+from attribkit.engine.ops import functions_named
+from attribkit.engine.splice import FunctionCall
+
+if TYPE_CHECKING:
+    from attribkit.engine.inverse import SiteCall
+    from attribkit.engine.lean.step import Step
+    from attribkit.engine.sites import Site
+
+
+@functools.cache
+def _sums() -> frozenset[Any]:
+    return frozenset(functions_named("add add_ __add__ __iadd__ __radd__"))
+
+
+@functools.cache
+def _drops() -> frozenset[Any]:
+    return frozenset(functions_named("dropout dropout_ dropout2d feature_dropout alpha_dropout"))
+
+
+class Recorder:
+    """Notes what becomes of a model's input in one pass.
+
+    Parameters
+    ----------
+    constants
+        The model's own tensors.
+
+    Attributes
+    ----------
+    failed : bool
+        Whether something happened that cannot be made again.
+    """
+
+    def __init__(self, constants: Iterable[Tensor]) -> None:
+        self.failed = False
+        self._constants = set(map(id, constants))
+        self._values: dict[int, tuple[TensorWeakRef, int]] = {}
+        self._count = 0
+        self._steps: list[Stepped] = []
+        self._tail: list[Called] = []
+        self._cut: int | None = None
+        self._layout: tuple[int, ...] = ()
+        self._stepped = False
+
+    def begin(self, x: Tensor) -> Tensor:
+        """Note the model's input and return it."""
+        self._note(x)
+        return x
+
+    def _note(self, tensor: Tensor) -> int:
+        number = self._count
+        self._count += 1
+        self._values[id(tensor)] = (TensorWeakRef(tensor), number)
+        return number
+
+    def _number(self, tensor: Any) -> int | None:
+        """Return the number of the value that a tensor holds; None where it holds none that is known."""
+        ref, number = self._values.get(id(tensor), (None, 0))
+        return number if ref is not None and ref() is tensor else None
+
+    def step(
+        self,
+        call: FunctionCall,
+        step: Step,
+        kept: tuple[Tensor, ...],
+        site: SiteCall | None,
+        output: Any,
+    ) -> None:
+        """Note a step that has been taken.
+
+        Parameters
+        ----------
+        call, step, site
+            What has been called, and how it is carried back.
+        kept
+            What the step had kept before.
+        output
+            What it has returned.
+        """
+        x, *others = call.args
+        number = self._number(x)
+        if self._tail:
+            if site is not None:
+                self.failed = True
+            return  # like any function of the last part
+        self._stepped = True
+        foreign = any(
+            isinstance(each, Tensor) and id(each) not in self._constants for each in (*others, *call.kwargs.values())
+        )
+        if number is None or foreign or type(output) is not Tensor:
+            self.failed = True
+            return
+        if site is not None:
+            site.module = None  # it may know its model, and would keep it alive
+        plain = FunctionCall(call.operation, call.function, (None, *others), call.kwargs)
+        self._steps.append(Stepped(plain, step, kept, site, (number,), self._note(output)))
+
+    def laid_out(self, tensor: Tensor) -> None:
+        """Note that a tensor has been laid out channel by channel."""
+        number = self._number(tensor)
+        if number is None:
+            self.failed = True
+        elif not self._tail:
+            call = FunctionCall(None, Tensor.contiguous, (), {})  # type: ignore[arg-type]
+            self._steps.append(Stepped(call, None, (), None, (number,), number))
+
+    def function(self, function: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Note any function that has been called; nothing where that was a step."""
+        if self._stepped:
+            self._stepped = False
+            return
+        if self.failed:
+            return
+        if function in _drops() and any(output is each for each in args):
+            return
+        if type(output) is not Tensor:
+            self.failed = True
+            return
+        numbers = [self._number(each) for each in args]
+        is_sum = function in _sums() and len(args) == 2 and not kwargs and None not in numbers and not self._tail
+        if is_sum and args[0].shape == args[1].shape == output.shape:
+            call = FunctionCall(None, function, (), {})  # type: ignore[arg-type]
+            inputs = tuple(number for number in numbers if number is not None)
+            self._steps.append(Stepped(call, None, (), None, inputs, self._note(output)))
+            return
+        self._last(function, args, kwargs, output)
+
+    def _last(self, function: Any, args: Any, kwargs: Any, output: Tensor) -> None:
+        leaves, spec = tree_flatten((args, kwargs))
+        own = {called.output for called in self._tail}
+        for place, leaf in enumerate(leaves):
+            if not isinstance(leaf, Tensor):
+                continue
+            number = self._number(leaf)
+            if number is None:
+                if id(leaf) not in self._constants:
+                    self.failed = True
+                continue
+            leaves[place] = Value(number)
+            if number in own:
+                continue
+            if self._cut is None:
+                self._cut, self._layout = number, leaf.stride()
+            elif number != self._cut:
+                self.failed = True
+        self._tail.append(Called(function, leaves, spec, self._note(output)))
+
+    def made(self, output: Any, sites: list[Site], rewritten: int) -> Replay | None:
+        """Return the pass that ended with an output, None where it cannot be made again."""
+        if self.failed:
+            return None
+        number = self._number(output)
+        if number is None or not self._steps:
+            return None
+        if self._cut is None:
+            if self._tail:
+                return None
+            self._cut, self._layout = number, output.stride()
+        steps = [each for each in self._steps if each.output <= self._cut]
+        if steps[-1:] == [] or steps[-1].output != self._cut:
+            return None
+        last: dict[int, int] = {}
+        for place, each in enumerate(steps):
+            last.update(dict.fromkeys((*each.inputs, each.output), place))
+        del last[self._cut]
+        for value, place in last.items():
+            steps[place].done += (value,)
+        return Replay(steps, self._cut, self._layout, self._tail, number, sites, rewritten)
