@@ -23,6 +23,7 @@ _MOST = 20_000
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
 _APART = frozenset({"_parameters", "_buffers", "_modules", "training"})
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_EVERYBODYS = frozenset({nn.Module, object})
 _DICTS = frozenset({dict, OrderedDict})
 
 #: Tensors of fewer elements are put together before they are summed.
@@ -49,11 +50,13 @@ def fingerprint(model: nn.Module, *, values: bool = True) -> list[Any]:
     found: list[Any] = [type(mode) for mode in _modes()] if values else []
     everywhere = {name: hooks for name, hooks in vars(nn_module).items() if name.startswith("_global_")}
     found += [tuple(hooks) for hooks in everywhere.values() if isinstance(hooks, dict)]
+    classes: set[type] = set()
     tensors: list[Tensor] = []
     seen: set[int] = set()
     try:
         for module in paths_of(model):
             attributes = vars(module)
+            classes.add(type(module))
             found += (id(module), id(type(module)), id(type(module).forward), *attributes, *module._modules)
             for own in (module._parameters, module._buffers):
                 if own:
@@ -69,6 +72,8 @@ def fingerprint(model: nn.Module, *, values: bool = True) -> list[Any]:
                     found.append(value)
                 else:
                     _look(value, found, tensors, seen, _DEPTH)
+        for base in dict.fromkeys(base for cls in classes for base in cls.__mro__ if base not in _EVERYBODYS):
+            found += map(id, vars(base).values())  # methods may be exchanged
         # whoever watches the model's operations is shown none of these
         with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
             found += map(_place, tensors)

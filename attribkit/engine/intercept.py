@@ -100,7 +100,7 @@ class Interceptor(TorchFunctionMode):
         if lean is not None and by_pixels:
             lean.pixels.note(output)
         if self._recorder is not None:
-            self._recorder.function(func, args, kwargs, output)
+            self._recorder.function(self.functions.get(func), func, args, kwargs, output)
         return output
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -82,7 +82,7 @@ class Noting:
         if walk.lean is None or walk.lean.pixels.in_vain:
             return  # the next one is to go otherwise
         known, replay = self._known, None
-        if walk.complete and walk.plain_graph and not walk.wanted:
+        if walk.complete and walk.plain_graph and not walk.wanted and not walk.splicer.attached:
             replay = self.recorder.made(output, walk.sites, walk.rewritten)
         # a forward pass that changes its model is another one each time
         if replay is not None and self._before == fingerprint(walk.model, values=False):

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import TensorWeakRef
 
-from attribkit.engine.lean.replay import Called, Replay, Stepped, Value
+from attribkit.engine.lean.replay import Called, Replay, Reshaped, Stepped, Value
 from attribkit.engine.ops import functions_named
-from attribkit.engine.splice import FunctionCall
+from attribkit.engine.splice import FunctionCall, is_in_place, written_by
 
 if TYPE_CHECKING:
     from attribkit.engine.inverse import SiteCall
     from attribkit.engine.lean.step import Step
+    from attribkit.engine.ops import Operation
     from attribkit.engine.sites import Site
 
 
@@ -28,6 +29,19 @@ def _sums() -> frozenset[Any]:
 @functools.cache
 def _drops() -> frozenset[Any]:
     return frozenset(functions_named("dropout dropout_ dropout2d feature_dropout alpha_dropout"))
+
+
+@functools.cache
+def _shapes() -> frozenset[Any]:
+    return frozenset(functions_named("flatten reshape view"))
+
+
+#: Elements of an input from which on an operation is not left to autograd.
+SMALL = 1 << 14
+
+
+def _alike(*tensors: Tensor) -> bool:
+    return len({(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors}) == 1
 
 
 class Recorder:
@@ -92,10 +106,9 @@ class Recorder:
         """
         x, *others = call.args
         number = self._number(x)
-        if self._tail:
-            if site is not None:
-                self.failed = True
-            return  # like any function of the last part
+        if self._tail:  # autograd has the last part, and would keep what passes through
+            self.failed |= site is not None or x.numel() >= SMALL
+            return
         self._stepped = True
         foreign = any(
             isinstance(each, Tensor) and id(each) not in self._constants for each in (*others, *call.kwargs.values())
@@ -117,7 +130,7 @@ class Recorder:
             call = FunctionCall(None, Tensor.contiguous, (), {})  # type: ignore[arg-type]
             self._steps.append(Stepped(call, None, (), None, (number,), number))
 
-    def function(self, function: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def function(self, operation: Operation | None, function: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Note any function that has been called; nothing where that was a step."""
         if self._stepped:
             self._stepped = False
@@ -126,17 +139,30 @@ class Recorder:
             return
         if function in _drops() and any(output is each for each in args):
             return
-        if type(output) is not Tensor:
+        if type(output) is not Tensor or self._writes_to_the_model(operation, function, args, kwargs):
             self.failed = True
             return
         numbers = [self._number(each) for each in args]
-        is_sum = function in _sums() and len(args) == 2 and not kwargs and None not in numbers and not self._tail
-        if is_sum and args[0].shape == args[1].shape == output.shape:
+        first, others = numbers[0] if numbers else None, numbers[1:]
+        if self._tail or first is None:
+            self._last(function, args, kwargs, output)
+        elif function in _sums() and len(args) == 2 and not kwargs and others[0] is not None and _alike(*args, output):
             call = FunctionCall(None, function, (), {})  # type: ignore[arg-type]
-            inputs = tuple(number for number in numbers if number is not None)
-            self._steps.append(Stepped(call, None, (), None, inputs, self._note(output)))
-            return
-        self._last(function, args, kwargs, output)
+            self._steps.append(Stepped(call, None, (), None, (first, others[0]), self._note(output)))
+        elif function in _shapes() and not any(isinstance(each, Tensor) for each in args[1:]):
+            call = FunctionCall(None, function, (None, *args[1:]), kwargs)  # type: ignore[arg-type]
+            self._steps.append(Stepped(call, Reshaped(args[0].shape), (), None, (first,), self._note(output)))
+        else:
+            self._last(function, args, kwargs, output)
+
+    def _writes_to_the_model(self, operation: Operation | None, function: Any, args: Any, kwargs: Any) -> bool:
+        """Tell whether a call may change what is none of its pass's own values."""
+        if is_in_place(operation, function, args, kwargs):
+            return any(self._number(target) is None for target in written_by(function, args, kwargs))
+        if operation is None or operation.kind not in ("batch_norm", "norm"):
+            return False
+        bound = operation.bind(args, kwargs)  # statistics are changed unseen
+        return bool(bound.get("training", False) or bound.get("use_input_stats", False)) or "0" in bound
 
     def _last(self, function: Any, args: Any, kwargs: Any, output: Tensor) -> None:
         leaves, spec = tree_flatten((args, kwargs))

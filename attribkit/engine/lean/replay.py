@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_unflatten
 
 from attribkit.engine.lean.pixels import by_pixels
 from attribkit.engine.lean.standin import is_dense, is_plain
+from attribkit.engine.lean.step import Step
 from attribkit.engine.splice import FunctionCall
 
 if TYPE_CHECKING:
     from attribkit.engine.inverse import SiteCall
-    from attribkit.engine.lean.step import Step
     from attribkit.engine.sites import Site
 
 
@@ -32,6 +32,23 @@ class Stepped:
     inputs: tuple[int, ...]
     output: int
     done: tuple[int, ...] = ()  # the values that are not needed afterwards
+
+
+class Reshaped(Step):
+    """Another shape for the same numbers; the result may lie where the input does.
+
+    Parameters
+    ----------
+    shape
+        Of the input.
+    """
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = shape
+
+    def back(self, signal: Tensor, kept: tuple[Tensor, ...], alone: bool = False) -> Tensor:
+        """Give the signal the input's shape."""
+        return signal.reshape(self.shape)
 
 
 @dataclass(slots=True)
@@ -170,7 +187,9 @@ class Made:
                         _arrive(signals, number, held)
                     continue
                 carried = _carried(each, step, kept, held)
-                if carried is not held.signal:
+                if isinstance(step, Reshaped):  # in the same memory
+                    held = _Held(carried, held.users)
+                elif carried is not held.signal:
                     held.users[0] -= 1
                     held = _Held(carried, [1])
                 _arrive(signals, each.inputs[0], held)
