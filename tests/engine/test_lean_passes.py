@@ -1,0 +1,578 @@
+"""Passes that are made again without the model's code give what the model gives, or are not made again."""
+
+import contextlib
+import copy
+import gc
+import threading
+import weakref
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+import attribkit as ak
+from attribkit.engine import invert
+from attribkit.engine.lean import passes, pixels, replay
+from attribkit.engine.table import Table
+from attribkit.engine.walk import Walk
+from attribkit.testing import seed_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+METHODS = ["gradient", "guided_backprop", "deconvnet"]
+
+
+@pytest.fixture
+def walks(monkeypatch):
+    """Count the passes in which the model's code runs."""
+    count = []
+    run = Walk.run
+    monkeypatch.setattr(Walk, "run", lambda self, *args, **kwargs: count.append(self) or run(self, *args, **kwargs))
+    return count
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known():
+    passes._passes.clear()
+    yield
+    passes._passes.clear()
+
+
+def plain():
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, 2)]
+    return nn.Sequential(*layers, nn.ReLU6(), nn.Flatten(), nn.Dropout(), nn.Linear(216, 5))
+
+
+def no_head():
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.1), nn.Conv2d(4, 5, 30))
+
+
+def mean_at_the_end():
+    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Tanh())
+
+
+NETWORKS = {
+    "plain": plain,
+    "no head": no_head,
+    "mean at the end": mean_at_the_end,
+    "resnet18": lambda: torchvision.models.resnet18(weights=None, num_classes=5),
+    "mobilenetv2": lambda: timm.create_model("mobilenetv2_035", num_classes=5),
+    "repvgg": lambda: timm.create_model("repvgg_a0", num_classes=5),
+    "alexnet": lambda: torchvision.models.alexnet(weights=None, num_classes=5),
+}
+
+
+def network(name):
+    return seed_weights(NETWORKS[name](), 0).eval()
+
+
+def batch(name="plain", seed=0, count=2):
+    size = {"alexnet": 64, "plain": 30}.get(name, 32)
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def scores_of(outputs):
+    """Return scores of outputs that need not be [N, classes]."""
+    return outputs.flatten(1)[:, 1] * 2 - outputs.flatten(1)[:, 0]
+
+
+def ordinary(model, x, method, target, **options):
+    """Explain by passes of the model's own."""
+    passes.forget(model)
+    found = ak.attribute(model, x, method, target, **options)
+    passes.forget(model)
+    return found
+
+
+def noted(model, x, method="guided_backprop", target=scores_of):
+    """Have a pass noted."""
+    passes.forget(model)
+    for _ in range(2):
+        ak.attribute(model, x, method, target)
+    return known(model)
+
+
+def known(model):
+    """Return what is known of the last case."""
+    return list(passes._passes[model].values())[-1]
+
+
+def same(found, expected):
+    return (
+        torch.equal(found.values, expected.values)
+        and torch.equal(found.scores, expected.scores)
+        and str(found.target) == str(expected.target)
+        and found.coverage == expected.coverage
+        and found.coverage.left == expected.coverage.left
+    )
+
+
+# -- what is made again ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_it_gives_the_same_to_the_bit(walks, name, method):
+    model = network(name)
+    images = [batch(name, seed) for seed in range(4)]
+    expected = [ordinary(model, x, method, scores_of) for x in images]
+    del walks[:]
+    found = [ak.attribute(model, x, method, scores_of) for x in images]
+    assert len(walks) == 2
+    assert known(model).replay is not None
+    assert all(map(same, found, expected))
+    assert found[2].values.abs().max() > 0
+    if method != "deconvnet":  # which asks the pools' switches alone
+        assert not torch.equal(found[2].values, found[3].values)
+
+
+@pytest.mark.parametrize("target", [None, 3, torch.tensor([4, 0]), lambda y: y[:, 1] - y[:, 2]], ids=str)
+def test_every_target_but_a_unit(walks, target):
+    model, x = network("plain"), batch()
+    noted(model, batch(seed=1))
+    del walks[:]
+    found = ak.attribute(model, x, "guided_backprop", target)
+    assert not walks
+    assert same(found, ordinary(model, x, "guided_backprop", target))
+    unit = ak.Unit("4", 1)
+    for _ in range(3):
+        last = ak.attribute(model, x, "guided_backprop", unit)
+    assert len(walks) == 4
+    assert same(last, ordinary(model, x, "guided_backprop", unit))
+
+
+def test_each_size_method_and_batch_is_noted_by_itself(walks):
+    model = network("mean at the end")
+    sizes = [(1, 3, 16, 16), (2, 3, 16, 16), (2, 3, 16, 20)]
+    inputs = [torch.randn(size) for size in sizes]
+    for _ in range(2):
+        for x in inputs:
+            for method in METHODS[:2]:
+                ak.attribute(model, x, method, 1)
+    assert len(walks) == 12
+    found = {(i, method): ak.attribute(model, x, method, 1) for i, x in enumerate(inputs) for method in METHODS[:2]}
+    assert len(walks) == 12
+    for (i, method), each in found.items():
+        assert same(each, ordinary(model, inputs[i], method, 1))
+
+
+def test_rows_go_through_in_batches(walks):
+    model, x = network("plain"), batch(count=8)
+    expected = ordinary(model, x, "gradient", 1)
+    del walks[:]
+    found = ak.attribute(model, x, "gradient", 1, batch_size=2)
+    assert len(walks) == 2
+    assert torch.allclose(found.values, expected.values, atol=1e-6)
+
+
+def test_the_weights_are_read_where_they_are(walks):
+    model, x = network("resnet18"), batch("resnet18")
+    noted(model, x)
+    other = seed_weights(copy.deepcopy(model), 1)
+    with torch.no_grad():
+        for name, value in other.state_dict().items():
+            model.state_dict()[name].copy_(value)
+    del walks[:]
+    found = ak.attribute(model, x, "guided_backprop", scores_of)
+    assert not walks
+    assert same(found, ordinary(other, x, "guided_backprop", scores_of))
+
+
+def test_a_model_in_training_mode_stays_so(walks):
+    model, x = network("plain"), batch()
+    expected = ordinary(model, x, "guided_backprop", 1)
+    noted(model, x)
+    model.train()
+    del walks[:]
+    assert same(ak.attribute(model, x, "guided_backprop", 1), expected)
+    assert not walks
+    assert all(module.training for module in model.modules())
+
+
+def test_inputs_and_generators_are_left_alone():
+    model, x = network("no head"), batch("no head").requires_grad_()  # it begins in place
+    noted(model, x)
+    before, state = x.detach().clone(), torch.get_rng_state()
+    with torch.no_grad():
+        ak.attribute(model, x, "guided_backprop", scores_of)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(x, before)
+    assert x.grad is None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_target_may_write_to_the_outputs_and_may_raise(walks):
+    def writes(outputs):
+        outputs.mul_(2)
+        return outputs[:, 1]
+
+    model, x = network("plain"), batch()
+    expected = ordinary(model, x, "gradient", writes)
+    noted(model, x, "gradient")
+    del walks[:]
+    assert same(ak.attribute(model, x, "gradient", writes), expected)
+    with pytest.raises(ZeroDivisionError):
+        ak.attribute(model, x, "gradient", lambda outputs: 1 / 0)
+    assert same(ak.attribute(model, x, "gradient", writes), expected)
+    assert not walks
+
+
+def test_a_target_may_ask_for_another_map_of_the_model():
+    model, x = network("plain"), batch()
+    inner = []
+
+    def asks(outputs):
+        inner.append(ak.attribute(model, x, "gradient", 2).values)
+        return outputs[:, 1]
+
+    expected = ordinary(model, x, "gradient", 1).values, ordinary(model, x, "gradient", 2).values
+    noted(model, x, "gradient")
+    assert torch.equal(ak.attribute(model, x, "gradient", asks).values, expected[0])
+    assert torch.equal(inner[0], expected[1])
+
+
+class Sums(nn.Sequential):
+    """Values added to themselves and to what has become of them, in place and not."""
+
+    def forward(self, x):
+        a = self[0](x)
+        a = a + a
+        b = self[1](a)
+        b += a
+        c = torch.add(b, self[1](b))
+        return self[2](c.add_(b)).mean((2, 3))
+
+
+Sums.__module__ = "torchvision.models.sums"  # whose code takes no part but its own
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sums(walks, method):
+    model = seed_weights(Sums(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()), 0).eval()
+    x = batch()
+    expected = ordinary(model, x, method, 1)
+    noted(model, x, method)
+    del walks[:]
+    assert same(ak.attribute(model, x, method, 1), expected)
+    assert not walks
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_that_lie_pixel_by_pixel(monkeypatch, walks, method):
+    monkeypatch.setattr(pixels, "LARGE_ENOUGH", 0)
+    monkeypatch.setattr(pixels, "SCALED", 0)
+    monkeypatch.setattr(pixels, "WORTH", 100)
+    body = [
+        nn.Conv2d(3, 16, 3, bias=False),
+        nn.Conv2d(16, 16, 3, groups=16, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU6(),
+    ]
+    model = nn.Sequential(*body, nn.Conv2d(16, 8, 1, bias=False), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1352, 5))
+    model = seed_weights(model, 0).eval()
+    x = batch()
+    expected = ordinary(model, x, method, 1)
+    for _ in range(3):
+        ak.attribute(model, x, method, 1)
+    made = known(model).replay
+    assert sum(each.output in each.inputs for each in made.steps) == 1  # before the max pool
+    del walks[:]
+    assert same(ak.attribute(model, x, method, 1), expected)
+    assert not walks
+
+
+def test_bits_and_small_integers_are_all_that_is_kept():
+    model, x = network("plain"), batch()
+    made = noted(model, x).replay.up(x)
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept = [tensor for _, _, tensors in made.taken for tensor in tensors]
+    besides = [tensor for tensor in kept if tensor.untyped_storage().data_ptr() not in own]
+    assert len(besides) == 3
+    assert {tensor.dtype for tensor in besides} == {torch.uint8}
+    gc.collect()
+    large = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape[:1] == (2,) and t.ndim == 4]
+    assert [tuple(t.shape) for t in large if t.dtype == torch.float32] == [(2, 3, 30, 30)]
+
+
+# -- what is not -------------------------------------------------------------------------------------------------------
+
+
+def new_parameter(model):
+    model[0].weight = nn.Parameter(2 * model[0].weight)
+
+
+def other_memory(model):
+    model[0].weight.data = 2 * model[0].weight.data
+
+
+CHANGES = {
+    "a module in another's place": lambda model: model.__setitem__(2, nn.LeakyReLU(0.5)),
+    "a setting": lambda model: setattr(model[4], "stride", (3, 3)),
+    "padding": lambda model: setattr(model[3], "padding", 1),
+    "eps": lambda model: setattr(model[1], "eps", 0.5),
+    "a new parameter": new_parameter,
+    "other memory": other_memory,
+    "a hook": lambda model: model[2].register_forward_hook(lambda module, args, output: output * 3),
+    "a hook before": lambda model: model[4].register_forward_pre_hook(lambda module, args: (args[0] * 3,)),
+    "a forward of its own": lambda model: setattr(model[2], "forward", F.elu),
+    "one module less": lambda model: model.__delitem__(2),
+    "double": lambda model: model.double(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_that_has_changed_runs(walks, change):
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(3), nn.Conv2d(4, 6, 3), nn.ReLU()]
+    model, x = seed_weights(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 0).eval(), batch()
+    before = ordinary(model, x, "guided_backprop", 1).values
+    noted(model, x)
+    CHANGES[change](model)
+    x = x.to(next(model.parameters()).dtype)
+    del walks[:]
+    found = ak.attribute(model, x, "guided_backprop", 1)
+    assert len(walks) == 1
+    assert same(found, ordinary(model, x, "guided_backprop", 1))
+    assert not torch.equal(found.values, before.to(x.dtype))
+    for _ in range(3):  # noted anew, or not
+        assert torch.equal(ak.attribute(model, x, "guided_backprop", 1).values, found.values)
+
+
+def test_a_method_of_a_class_that_is_exchanged_is_seen(monkeypatch, walks):
+    model, x = network("resnet18"), batch("resnet18")
+    noted(model, x)
+    original = torchvision.models.ResNet._forward_impl
+    monkeypatch.setattr(torchvision.models.ResNet, "_forward_impl", lambda self, x: 3 * original(self, x))
+    expected = ordinary(model, x, "guided_backprop", 1)
+    monkeypatch.undo()
+    noted(model, x)
+    monkeypatch.setattr(torchvision.models.ResNet, "_forward_impl", lambda self, x: 3 * original(self, x))
+    assert same(ak.attribute(model, x, "guided_backprop", 1), expected)
+
+
+class Own(nn.Module):
+    """A model of the user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.factor = nn.Conv2d(3, 4, 3), [1.0]
+        seed_weights(self, 0).eval()
+
+    def forward(self, x):
+        return F.relu(self.conv(x)).mean((2, 3)) * self.factor[0]
+
+
+def library(cls):
+    """Return a class as if it came from a library."""
+    cls.__module__ = "timm.models.for_a_test"
+    return cls
+
+
+@library
+class Branches(Own):
+    def forward(self, x):
+        x = self.conv(x)
+        return F.relu(x).mean((2, 3)) if float(x.detach().sum()) > 0 else F.relu(-x).mean((2, 3))
+
+
+@library
+class Counts(Own):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return F.relu(self.conv(x)).mean((2, 3)) * self.calls
+
+
+@library
+class Changes(Own):
+    def forward(self, x):
+        self.last = float(len(x)) + getattr(self, "last", 0)
+        return F.relu(self.conv(x)).mean((2, 3)) * self.last
+
+
+@library
+class Statistics(Own):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x):
+        x = F.relu(self.conv(x)).amax((2, 3))
+        return F.batch_norm(x, self.mean, self.var, training=True) * self.mean
+
+
+@library
+class Gated(Own):
+    def forward(self, x):
+        return F.silu(self.conv(x)).mean((2, 3))
+
+
+@library
+class TwoBranches(Own):
+    def forward(self, x):
+        x = self.conv(x)
+        return torch.cat([x.mean((2, 3)), F.relu(x).amax((2, 3))], 1)
+
+
+@library
+class Large(Own):
+    def forward(self, x):
+        return F.relu(self.conv(x.sigmoid())).mean((2, 3))
+
+
+@library
+class Constant(Own):
+    def forward(self, x):
+        return F.relu(self.conv(x)).mean((2, 3)) + torch.from_numpy(__import__("numpy").ones(4, "float32"))
+
+
+@pytest.mark.parametrize("kind", [Own, Branches, Counts, Changes, Statistics, Gated, TwoBranches, Large, Constant])
+def test_what_cannot_be_made_again_runs(monkeypatch, walks, kind):
+    monkeypatch.setattr("attribkit.engine.lean.recorder.SMALL", 1000)
+    model, x = kind(), batch()
+    for seed in range(4):
+        x = batch(seed=seed)
+        model.last = 0
+        if seed == 3:
+            model.factor[0] = 2.0
+        found = ak.attribute(model, x, "guided_backprop", 1)
+        model.last = 0
+        assert same(found, ordinary(copy.deepcopy(model), x, "guided_backprop", 1))
+    del walks[:]
+    ak.attribute(model, x, "guided_backprop", 1)
+    assert len(walks) == 1
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "densenet121"])
+def test_a_large_last_part_is_not_left_to_autograd(name):
+    model = timm.create_model(name, num_classes=5).eval()
+    assert noted(model, torch.randn(1, 3, 64, 64), "gradient", 1).failed
+
+
+class Mode(torch.overrides.TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+WATCHED = {
+    "a mode": Mode,
+    "hooks on what is saved": lambda: torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "anomaly mode": lambda: torch.autograd.set_detect_anomaly(True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("how", WATCHED)
+def test_whoever_looks_on_sees_the_model_run(walks, how):
+    model, x = network("plain"), batch()
+    noted(model, x)
+    del walks[:]
+    with WATCHED[how]():
+        ak.attribute(model, x, "guided_backprop", 1)
+    assert len(walks) == 1
+
+
+def test_a_method_of_somebody_elses_runs(walks):
+    class Twice(ak.InverseLayer):
+        def carry(self, signal, site):
+            return 2 * signal
+
+    class Method(ak.InverseMethod):
+        name = "twice"
+        inverse_layers = {"rectifier": Twice()}
+
+    model, x = network("plain"), batch()
+    for _ in range(4):
+        ak.attribute(model, x, Method, 1)
+    assert len(walks) == 4
+
+
+def test_a_pass_that_fails_is_made_by_the_model(monkeypatch, walks):
+    model, x = network("plain"), batch()
+    expected = ordinary(model, x, "guided_backprop", 1)
+    noted(model, x)
+
+    def fails(self, x):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(replay.Replay, "up", fails)
+    del walks[:]
+    assert same(ak.attribute(model, x, "guided_backprop", 1), expected)
+    assert len(walks) == 1
+    assert model not in passes._passes
+
+
+def test_one_thread_at_a_time(walks):
+    model, x = network("plain"), batch()
+    expected = ordinary(model, x, "guided_backprop", 1)
+    made = noted(model, x).replay
+    with made.mine:
+        del walks[:]
+        assert same(ak.attribute(model, x, "guided_backprop", 1), expected)
+        assert len(walks) == 1
+    found, errors = [], []
+
+    def work():
+        try:
+            found.extend(ak.attribute(model, x, "guided_backprop", 1) for _ in range(10))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(found) == 40
+    assert all(same(each, expected) for each in found)
+
+
+def test_the_lock_is_given_back_whatever_happens(walks):
+    model, x = network("plain"), batch()
+    made = noted(model, x).replay
+
+    def interrupted(outputs):
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        ak.attribute(model, x, "guided_backprop", interrupted)
+    assert not made.mine.locked()
+
+
+def test_a_model_goes_when_nobody_else_holds_it():
+    model, x = network("resnet18"), batch("resnet18")
+    noted(model, x)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert not passes._passes
+
+
+def test_so_many_models_and_cases_are_kept():
+    models = [network("mean at the end") for _ in range(passes.MODELS + 2)]
+    for model in models:
+        noted(model, batch(), "gradient", 1)
+    assert [model in passes._passes for model in models] == [False] * 2 + [True] * passes.MODELS
+    for width in range(8, 8 + passes.CASES + 3):
+        ak.attribute(models[-1], torch.randn(1, 3, 8, width), "gradient", 1)
+    assert len(passes._passes[models[-1]]) == passes.CASES
+
+
+def test_nothing_is_left_to_autograd_in_a_pass_that_is_noted():
+    model, x = network("plain"), batch()
+    walk, _ = invert.up(model, invert.leaf(x), Table({}), None, lean=True, least=1 << 30)
+    assert walk.lean.left
+    assert not walk.lean.used
+    made = noted(model, x, "gradient", 1).replay
+    assert len(made.steps) == 8
+    assert not made.tail
