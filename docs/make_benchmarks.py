@@ -138,7 +138,8 @@ def gradients(rows: list[Row]) -> str:
     """Return the tables of time and memory of the gradient methods against Captum's."""
     processes = {"time": "of all networks", "time alone": "its own"}
     timed = [row for row in rows if row["figure"] in processes]
-    others = [row for row in rows if row["figure"] not in processes]
+    single = [row for row in rows if row["figure"].startswith("one image of ")]
+    others = [row for row in rows if row not in timed and row not in single]
     words = {
         "kept": "kept for the way back",
         "peak": "peak of what torch allocates",
@@ -171,7 +172,21 @@ def gradients(rows: list[Row]) -> str:
             for row in others
         ],
     )
-    return (first + "\n" if timed else "") + second
+    third = table(
+        ["network", "one image of", "method", "threads", "time, ours over Captum's", "ours"],
+        [
+            [
+                row["model"],
+                row["figure"].removeprefix("one image of ") + " pixels",
+                row["method"],
+                str(row["threads"]),
+                ratio(row["ratios"]),
+                f"{row['ours']['median'] * 1000:.0f} ms",
+            ]
+            for row in single
+        ],
+    )
+    return (first + "\n" if timed else "") + (third + "\n" if single else "") + second
 
 
 def middle(value: Any) -> float:

@@ -1,7 +1,7 @@
 """Gradient, guided backprop and deconvnet against Captum's: time, and memory three ways.
 
 *Time*: both in one process in turns, the median of the ratios; first all networks in this process one after the other,
-then each in a process of its own. *Kept*: bytes that operations keep for the way back,
+then each in a process of its own, then single images. *Kept*: bytes that operations keep for the way back,
 each storage once, the model's own parameters and buffers left out. *Peak*: the most bytes that torch has allocated at
 once during the call (its profiler's count), and for ours all that is kept besides: it lies in memory maps that torch
 does not count. *Process*: what the resident memory rises by above that of a process
@@ -57,8 +57,8 @@ def network(name):
     return model
 
 
-def image():
-    return torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+def image(count=BATCH, size=224):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def call(who, model, x, method):
@@ -82,11 +82,11 @@ def record(**row):
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
-def timed(model, method):
+def timed(model, method, x=None, repeats=REPEATS):
     """Return the seconds of both, by name."""
-    x = image()
+    x = image() if x is None else x
     seconds = {"ours": [], "captum": []}
-    for number in range(REPEATS + 1):
+    for number in range(repeats + 1):
         # each goes first every other time: the first finds the allocator as the other has left it
         for who in sorted(seconds, reverse=bool(number % 2)):
             start = time.perf_counter()
@@ -121,6 +121,21 @@ def test_time_in_a_process_of_its_own(name, threads):
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     for method, seconds in json.loads(run.stdout.splitlines()[-1]).items():
         keep_time("time alone", name, method, threads, seconds)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100"])
+def test_time_of_one_image(name, method, size, threads):
+    """Where little is computed, Python's share is large; calls after the first two do without the model's code."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        seconds = timed(network(name), method, image(1, size), repeats=21)
+        keep_time(f"one image of {size}", name, method, threads, seconds)
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_time(figure, name, method, threads, seconds):

@@ -435,7 +435,7 @@ class Constant(Own):
 
 @pytest.mark.parametrize("kind", [Own, Branches, Counts, Changes, Statistics, Gated, TwoBranches, Large, Constant])
 def test_what_cannot_be_made_again_runs(monkeypatch, walks, kind):
-    monkeypatch.setattr("attribkit.engine.lean.recorder.SMALL", 1000)
+    monkeypatch.setattr("attribkit.engine.lean.recorder.MOST", 1000)
     model, x = kind(), batch()
     for seed in range(4):
         x = batch(seed=seed)

@@ -36,8 +36,8 @@ def _shapes() -> frozenset[Any]:
     return frozenset(functions_named("flatten reshape view"))
 
 
-#: Elements of an input from which on an operation is not left to autograd.
-SMALL = 1 << 14
+#: Elements, put together, of what operations of the last part may take in that could do without keeping it.
+MOST = 1 << 17
 
 
 def _alike(*tensors: Tensor) -> bool:
@@ -68,6 +68,7 @@ class Recorder:
         self._cut: int | None = None
         self._layout: tuple[int, ...] = ()
         self._stepped = False
+        self._taken_in = 0
 
     def begin(self, x: Tensor) -> Tensor:
         """Note the model's input and return it."""
@@ -106,8 +107,9 @@ class Recorder:
         """
         x, *others = call.args
         number = self._number(x)
-        if self._tail:  # autograd has the last part, and would keep what passes through
-            self.failed |= site is not None or x.numel() >= SMALL
+        if self._tail:  # autograd has the last part, and keeps what passes through
+            self._taken_in += x.numel()
+            self.failed |= site is not None or self._taken_in > MOST
             return
         self._stepped = True
         foreign = any(
