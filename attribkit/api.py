@@ -169,8 +169,8 @@ def attribute(
     size = batch_size or len(inputs)
     parts = []
     with (
-        # a method that is a table may do without the model's code; a callable is the caller's
-        pristine(model, inputs, at_once=callable(target) or not is_table(chosen)) as guard,
+        # a method that is a table may do without the model's code, unless the target brings code of its own
+        pristine(model, inputs, at_once=not (is_table(chosen) and _is_class(target))) as guard,
         explain_misfits(model, inputs),
         coverage.logging() as log,
         bars.shown(progress, chosen.name),
@@ -194,6 +194,11 @@ def attribute(
         )
     _warn_if_plain(chosen, table, log, strict=strict)
     return result
+
+
+def _is_class(target: Any) -> bool:
+    """Tell whether a target is a class, or one for each sample: what brings no code of its own."""
+    return target is None or is_int(target) or type(target) is Tensor
 
 
 def project(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import _disable_current_modes
 
+from attribkit.engine.hooks import others
 from attribkit.engine.tree import paths_of
 
 #: How deep plain attributes are looked into.
@@ -23,7 +26,7 @@ _MOST = 20_000
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
 _APART = frozenset({"_parameters", "_buffers", "_modules", "training"})
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_EVERYBODYS = frozenset({nn.Module, object})
+_FUNCTIONS = frozenset({types.FunctionType, types.BuiltinFunctionType, staticmethod, classmethod, property})
 _DICTS = frozenset({dict, OrderedDict})
 
 #: Tensors of fewer elements are put together before they are summed.
@@ -38,7 +41,7 @@ def fingerprint(model: nn.Module, *, values: bool = True) -> list[Any]:
     """Return what a model's forward pass is made of, to be compared with what it is at another time.
 
     Objects are told apart by where they are, tensors by that, by torch's count of writes, and by sums of their bits:
-    ``parameter.data.mul_(2)`` is not counted. Nothing of the model is held on to.
+    ``parameter.data.mul_(2)`` is not counted. Nothing of the model is held on to but functions.
 
     Parameters
     ----------
@@ -66,14 +69,16 @@ def fingerprint(model: nn.Module, *, values: bool = True) -> list[Any]:
                 found.append(module.training)
             for name, value in attributes.items():
                 if name in _OF_EVERY_MODULE:  # a dozen of them hold hooks, none as a rule
-                    if value and name not in _APART:
+                    if value and name not in _APART and others(value):
                         _look(value, found, tensors, seen, _DEPTH)
                 elif type(value) in _PLAIN:
                     found.append(value)
                 else:
                     _look(value, found, tensors, seen, _DEPTH)
-        for base in dict.fromkeys(base for cls in classes for base in cls.__mro__ if base not in _EVERYBODYS):
-            found += map(id, vars(base).values())  # methods may be exchanged
+        # methods may be exchanged, and torch's functions
+        for base in dict.fromkeys(base for cls in classes for base in cls.__mro__ if base is not object):
+            found += [value if type(value) in _FUNCTIONS else id(value) for value in vars(base).values()]
+        found += [value for value in vars(F).values() if callable(value)]
         # whoever watches the model's operations is shown none of these
         with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
             found += map(_place, tensors)
@@ -90,7 +95,7 @@ def _look(value: Any, found: list[Any], tensors: list[Tensor], seen: set[int], d
     if type(value) in _PLAIN:
         found.append(value)
         return
-    found.append(id(value))
+    found.append(value if type(value) in _FUNCTIONS else id(value))  # another may come to lie in its place
     if isinstance(value, Tensor):
         tensors.append(value)
     if isinstance(value, (Tensor, nn.Module, type)) or callable(value) or id(value) in seen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,15 @@ def those_that_compute(model: nn.Module, modules: Iterable[nn.Module], walk: Wal
     ]
 
 
+class _Key:
+    """The key of a walk's hooks: nobody else's hooks have it; torch's numbers can be given to two threads at once."""
+
+
+def others(hooks: Mapping[Any, Any]) -> list[Any]:
+    """Return the keys of hooks that are no walk's, of this thread or another."""
+    return [key for key in hooks if type(key) is not _Key]
+
+
 @contextmanager
 def hooked(modules: Iterable[nn.Module], enter: Callable[..., Any], leave: Callable[..., Any]) -> Iterator[None]:
     """Call ``enter`` before and ``leave`` after each module's forward.
@@ -56,7 +65,7 @@ def hooked(modules: Iterable[nn.Module], enter: Callable[..., Any], leave: Calla
         What they return replaces the arguments and the output; None leaves them.
     """
     modules = list(modules)
-    key: Any = object()  # no hook of anybody's has it; torch's numbers can be given to two threads at once
+    key: Any = _Key()
     try:
         for module in modules:
             # what torch's own `register_` methods do, but for the handles, two for each module, which take longer than

@@ -186,9 +186,7 @@ def up(
             if not walk.wanted or again:  # or the model has caught it
                 return walk, output
             again = True
-        if noting is not None:
-            noting.give_up()
-            noting = None
+        noting = None
 
 
 def _again(
@@ -209,15 +207,31 @@ def _again(
         try:
             made = replay.up(x)
         except Exception:
-            passes.forget(model)
+            passes.refuse(model, replay)
             return None
+        output, leaf = made.output, made.leaf
+        assert output is not None
+        assert leaf is not None
         coverage.note(replay.sites, replay.rewritten, complete=True)
-        resolved = target.resolve(made.output, model) if isinstance(target, PendingTarget) else target
-        origin, signal = resolved.start(made.output, index, unit_signal)
+        resolved = target.resolve(output, model) if isinstance(target, PendingTarget) else target
+        origin, signal = resolved.start(output, index, unit_signal)
         starts_at_scores = type(resolved).start is Target.start
-        scores = origin.detach().clone() if starts_at_scores else resolved.read(made.output, index).detach()
-        arrived = _signal_at(made.leaf, origin, signal)
-        values = None if arrived is None else made.back(arrived)
+        scores = origin.detach().clone() if starts_at_scores else resolved.read(output, index).detach()
+        arrived = []
+        try:
+            found = _signal_at(leaf, origin, signal)
+        except RuntimeError as error:
+            if not _is_of_writing(error):
+                raise
+            passes.refuse(model, replay)
+            return None
+        if not made.is_as_it_was():
+            return None
+        values = None
+        if found is not None:
+            arrived.append(found)
+            del output, leaf, origin, signal, found  # the tail's graph is not needed on the way back
+            values = made.back(arrived)
         return Inverted(torch.zeros_like(x).detach() if values is None else values, scores, resolved)
     finally:
         replay.mine.release()

@@ -12,9 +12,13 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torchvision.transforms import v2
 
 import attribkit as ak
+from attribkit import targets
 from attribkit.engine import invert
+from attribkit.engine.hooks import hooked, others
 from attribkit.engine.lean import passes, pixels, replay
 from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk
@@ -39,6 +43,12 @@ def _nothing_known():
     passes._passes.clear()
     yield
     passes._passes.clear()
+
+
+def library(cls):
+    """Return a class as if it came from a library."""
+    cls.__module__ = cls.forward.__module__ = "timm.models.for_a_test"
+    return cls
 
 
 def plain():
@@ -97,7 +107,7 @@ def noted(model, x, method="guided_backprop", target=scores_of):
 
 def known(model):
     """Return what is known of the last case."""
-    return list(passes._passes[model].values())[-1]
+    return list(passes._passes[model].cases.values())[-1]
 
 
 def same(found, expected):
@@ -247,7 +257,7 @@ class Sums(nn.Sequential):
         return self[2](c.add_(b)).mean((2, 3))
 
 
-Sums.__module__ = "torchvision.models.sums"  # whose code takes no part but its own
+library(Sums)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -365,12 +375,6 @@ class Own(nn.Module):
         return F.relu(self.conv(x)).mean((2, 3)) * self.factor[0]
 
 
-def library(cls):
-    """Return a class as if it came from a library."""
-    cls.__module__ = "timm.models.for_a_test"
-    return cls
-
-
 @library
 class Branches(Own):
     def forward(self, x):
@@ -453,7 +457,7 @@ def test_what_cannot_be_made_again_runs(monkeypatch, walks, kind):
 @pytest.mark.parametrize("name", ["efficientnet_b0", "densenet121"])
 def test_a_large_last_part_is_not_left_to_autograd(name):
     model = timm.create_model(name, num_classes=5).eval()
-    assert noted(model, torch.randn(1, 3, 64, 64), "gradient", 1).failed
+    assert noted(model, torch.randn(1, 3, 64, 64), "gradient", 1).replay is None
 
 
 class Mode(torch.overrides.TorchFunctionMode):
@@ -507,7 +511,10 @@ def test_a_pass_that_fails_is_made_by_the_model(monkeypatch, walks):
     del walks[:]
     assert same(ak.attribute(model, x, "guided_backprop", 1), expected)
     assert len(walks) == 1
-    assert model not in passes._passes
+    assert known(model).replay is None
+    monkeypatch.undo()
+    ak.attribute(model, x, "guided_backprop", 1)
+    assert known(model).replay is None  # nor is it noted again
 
 
 def test_one_thread_at_a_time(walks):
@@ -565,7 +572,7 @@ def test_so_many_models_and_cases_are_kept():
     assert [model in passes._passes for model in models] == [False] * 2 + [True] * passes.MODELS
     for width in range(8, 8 + passes.CASES + 3):
         ak.attribute(models[-1], torch.randn(1, 3, 8, width), "gradient", 1)
-    assert len(passes._passes[models[-1]]) == passes.CASES
+    assert len(passes._passes[models[-1]].cases) == passes.CASES
 
 
 def test_nothing_is_left_to_autograd_in_a_pass_that_is_noted():
@@ -576,3 +583,220 @@ def test_nothing_is_left_to_autograd_in_a_pass_that_is_noted():
     made = noted(model, x, "gradient", 1).replay
     assert len(made.steps) == 8
     assert not made.tail
+
+
+# -- memory that several look at ---------------------------------------------------------------------------------------
+
+
+def residual(body, skip):
+    """Return a block of a library's that adds what becomes of its input by two ways."""
+    block = torchvision.models.resnet.BasicBlock(3, 3)
+    block.conv1, block.downsample = body, skip
+    block.bn1, block.relu, block.conv2, block.bn2 = (nn.Identity() for _ in range(4))
+    return block
+
+
+def begins_by_view():
+    return nn.Sequential(nn.Flatten(1, 1), nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3136, 5))
+
+
+def view_of_the_input():
+    skip = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(1))
+    return nn.Sequential(residual(nn.Flatten(1), skip), nn.Linear(2700, 5))
+
+
+def view_before_its_base_is_written_to():
+    block = residual(nn.Flatten(1), nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(1)))
+    return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), block, nn.Linear(2700, 5))
+
+
+def view_written_to():
+    body = nn.Sequential(nn.Flatten(1), nn.ReLU(inplace=True))
+    return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), residual(body, nn.Flatten(1)), nn.Linear(2700, 5))
+
+
+@pytest.mark.filterwarnings("ignore::attribkit.errors.CoverageWarning")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "make", [begins_by_view, view_of_the_input, view_before_its_base_is_written_to, view_written_to]
+)
+def test_views(make, method):
+    model, x = seed_weights(make(), 0).eval(), batch()
+    before = x.clone()
+    try:
+        expected = ordinary(model, x, method, 1)
+    except RuntimeError as error:  # then each time
+        for _ in range(4):
+            with pytest.raises(type(error)):
+                ak.attribute(model, x, method, 1)
+        return
+    for _ in range(4):
+        assert same(ak.attribute(model, x, method, 1), expected)
+    assert torch.equal(x, before)
+
+
+def test_the_input_lies_where_torch_lets_tensors_begin():
+    model = seed_weights(nn.Sequential(nn.Flatten(), nn.Linear(507, 40), nn.ReLU(), nn.Linear(40, 5)), 0).eval()
+    x = torch.randn(7, 3, 13, 13)[1:4]
+    assert x.data_ptr() % 64
+    expected = ordinary(model, x, "gradient", 1)
+    assert noted(model, x, "gradient", 1).replay is not None
+    assert same(ak.attribute(model, x, "gradient", 1), expected)
+
+
+@pytest.mark.parametrize("target", [1, lambda outputs: outputs.mul_(2).sum(1)], ids=["class", "writes"])
+def test_a_last_part_that_autograd_cannot_go_back_through(target):
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Hardtanh(inplace=True)]
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *head[: 5 if target == 1 else 4])
+    model, x = seed_weights(model, 0).eval(), batch()
+    expected = ordinary(model, x, "gradient", target)
+    for _ in range(5):
+        assert same(ak.attribute(model, x, "gradient", target), expected)
+    assert known(model).replay is None
+
+
+def test_a_target_that_writes_to_the_weights_meets_torchs_error():
+    model, x = network("resnet18"), batch("resnet18")
+    weight = model.conv1.weight.detach().clone()
+
+    def writes(outputs):
+        with torch.no_grad():
+            model.conv1.weight.mul_(2)
+        return outputs[:, 1]
+
+    noted(model, x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        ak.attribute(model, x, "guided_backprop", writes)
+    assert torch.equal(model.conv1.weight, weight)
+
+
+def test_a_target_with_code_of_its_own_is_guarded():
+    model, x = network("plain"), batch()
+
+    def meddles(outputs):
+        model.train()
+        model[0].weight.requires_grad_(False)
+        return outputs[:, 1]
+
+    for _ in range(4):
+        ak.attribute(model, x, "gradient", meddles)
+        ak.attribute(model, x, "gradient", targets.CallableTarget(2, function=meddles))
+        assert not any(module.training for module in model.modules())
+        assert model[0].weight.requires_grad
+
+
+def test_an_observer_that_writes_to_its_buffers_unseen(walks):
+    observer = torch.ao.quantization.FusedMovingAvgObsFakeQuantize()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), observer)
+    model, x = seed_weights(model, 0).eval(), batch()
+    before = {name: value.clone() for name, value in observer.state_dict().items()}
+    for _ in range(4):
+        ak.attribute(model, x, "gradient", 1)
+    assert len(walks) == 4
+    for name, value in observer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+# -- functions of the user's -------------------------------------------------------------------------------------------
+
+
+def test_a_method_on_an_instance_is_code_of_the_users(walks):
+    model, x = network("resnet18"), batch("resnet18")
+    factor, original = [1.0], model._forward_impl
+    model._forward_impl = lambda x: original(x) * factor[0]
+    for _ in range(3):
+        ak.attribute(model, x, "gradient", 1)
+    factor[0] = 3.0
+    del walks[:]
+    assert same(ak.attribute(model, x, "gradient", 1), ordinary(model, x, "gradient", 1))
+    assert len(walks) == 2
+
+
+def test_a_function_of_the_users_in_a_module_of_a_library(walks):
+    factor = [1.0]
+    calls = v2.Lambda(lambda x: x * factor[0])
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), calls).eval()
+    for _ in range(4):
+        ak.attribute(model, batch(), "gradient", 1)
+    assert len(walks) == 4
+
+
+def test_functions_exchanged_between_calls(monkeypatch):
+    model, x = network("mean at the end"), batch()
+    for scale in (2.0, 5.0):  # the second function may come to lie where the first was
+        noted(model, x, "gradient", 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Flatten, "forward", lambda self, x, scale=scale: scale * x.flatten(1))
+            found = ak.attribute(model, x, "gradient", 1)
+            assert same(found, ordinary(model, x, "gradient", 1))
+            for _ in range(3):
+                assert same(ak.attribute(model, x, "gradient", 1), found)
+        plain = ak.attribute(model, x, "gradient", 1)
+        assert not same(plain, found)
+        assert same(plain, ordinary(model, x, "gradient", 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(F, "relu", lambda x, inplace=False, scale=scale: x * scale)
+            assert same(ak.attribute(model, x, "gradient", 1), ordinary(model, x, "gradient", 1))
+
+
+def test_a_changed_model_lets_go_of_its_old_weights():
+    model, x = network("resnet18"), batch("resnet18")
+    noted(model, x)
+    gone = weakref.ref(model.fc.weight.untyped_storage())
+    model.fc = nn.Linear(512, 5)
+    ak.attribute(model, torch.randn(1, 3, 40, 40), "gradient", 1)
+    gc.collect()
+    assert gone() is None
+
+
+def test_another_threads_hooks_are_none_of_the_users():
+    model, x = network("plain"), batch()
+    at_work, done = threading.Event(), threading.Event()
+
+    def waits(outputs):
+        at_work.set()
+        done.wait(10)
+        return outputs[:, 1]
+
+    thread = threading.Thread(target=lambda: ak.attribute(model, batch(count=1), "gradient", waits))
+    hook = model[4].register_forward_hook(lambda module, args, output: None)
+    hook.remove()
+    thread.start()
+    assert at_work.wait(10)
+    with hooked(list(model.modules()), lambda *call: None, lambda *call: None):  # as that thread's walk has them
+        assert noted(model, x).replay is not None
+        assert not len(list(others(model[4]._forward_hooks)))
+    done.set()
+    thread.join()
+
+
+def test_one_that_failed_for_a_while_is_tried_again(monkeypatch):
+    model, x = network("plain"), batch()
+    end = passes.Noting.end
+    monkeypatch.setattr(passes.Noting, "end", lambda self, walk, output: None)
+    assert noted(model, x).replay is None
+    monkeypatch.setattr(passes.Noting, "end", end)
+    ak.attribute(model, x, "guided_backprop", 1)
+    assert known(model).replay is not None
+
+
+def test_the_way_back_takes_no_more_memory_than_the_models_own():
+    layers = [layer for i in range(6) for layer in (nn.Conv2d(3 if i == 0 else 16, 16, 3, padding=1), nn.ReLU())]
+    model = seed_weights(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 0).eval()
+    x = torch.randn(8, 3, 64, 64)
+
+    def peak():
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            ak.attribute(model, x, "guided_backprop", 1)
+        events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+        now = most = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            now += event.nbytes()
+            most = max(most, now)
+        return most
+
+    ak.attribute(model, x[:1], "guided_backprop", 1)
+    first = peak()
+    ak.attribute(model, x, "guided_backprop", 1)
+    assert known(model).replay is not None
+    assert peak() <= 1.02 * first

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +26,7 @@ from attribkit.engine.lean.recorder import Recorder
 from attribkit.engine.lean.replay import Replay
 from attribkit.engine.lean.shortcuts import has_vectors, is_exact
 from attribkit.engine.lean.watched import is_watched, saving_hooks
+from attribkit.engine.tree import paths_of
 
 if TYPE_CHECKING:
     from attribkit.engine.table import Table
@@ -37,17 +38,27 @@ MODELS, CASES = 4, 8
 #: Inverse layers that keep nothing and do the same whenever they are asked.
 OURS = (Rectify, GatedRectify, Unpool, PassThrough)
 
+#: How often a pass may turn out to be none that can be made again: another thread may have had a hand in it.
+ATTEMPTS = 3
+
 _lock = threading.Lock()
-_passes: WeakKeyDictionary[nn.Module, OrderedDict[Any, _Known]] = WeakKeyDictionary()
+_passes: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
 
 @dataclass
 class _Known:
     """What is known of a model's passes on inputs of a size."""
 
-    failed: bool = False
-    fingerprint: Any = None
+    attempts: int = 0
     replay: Replay | None = None
+
+
+@dataclass
+class _Kept:
+    """What is known of a model as it is; of what it was, nothing."""
+
+    fingerprint: Any = None
+    cases: OrderedDict[Any, _Known] = field(default_factory=OrderedDict)
 
 
 class Noting:
@@ -57,8 +68,10 @@ class Noting:
     ----------
     model
         The model.
+    kept
+        What is known of it.
     known
-        Where to keep it.
+        Where to keep the pass.
 
     Attributes
     ----------
@@ -66,35 +79,43 @@ class Noting:
         What notes.
     """
 
-    def __init__(self, model: nn.Module, known: _Known) -> None:
-        self.recorder = Recorder((*model.parameters(), *model.buffers()))
-        self._known = known
-        modules = list(model.modules())
-        self.recorder.failed = not is_known(modules) or any(map(is_compiled, modules))
-        self._before = [] if self.recorder.failed else fingerprint(model, values=False)
-
-    def give_up(self) -> None:
-        """Keep that the pass cannot be made again."""
-        self._known.failed, self._known.replay = True, None
+    def __init__(self, model: nn.Module, kept: _Kept, known: _Known) -> None:
+        self.recorder = Recorder(model.parameters(), model.buffers())
+        self._kept, self._known = kept, known
+        self._before = fingerprint(model, values=False)
+        known.attempts += 1
 
     def end(self, walk: Walk, output: Any) -> None:
-        """Keep the pass, or that it cannot be made again."""
+        """Keep the pass if it can be made again."""
         if walk.lean is None or walk.lean.pixels.in_vain:
-            return  # the next one is to go otherwise
-        known, replay = self._known, None
-        if walk.complete and walk.plain_graph and not walk.wanted and not walk.splicer.attached:
-            replay = self.recorder.made(output, walk.sites, walk.rewritten)
+            self._known.attempts -= 1  # the next one is to go otherwise
+            return
+        if not (walk.complete and walk.plain_graph) or walk.wanted or walk.splicer.attached:
+            return
+        replay = self.recorder.made(output, walk.sites, walk.rewritten)
         # a forward pass that changes its model is another one each time
-        if replay is not None and self._before == fingerprint(walk.model, values=False):
-            known.replay, known.fingerprint = replay, self._before
-        else:
-            self.give_up()
+        if replay is None or self._before != fingerprint(walk.model, values=False):
+            return
+        with _lock:
+            if self._kept.fingerprint is None:
+                self._kept.fingerprint = self._before
+            if self._kept.fingerprint == self._before:
+                self._known.replay = replay
 
 
 def forget(model: nn.Module) -> None:
     """Let go of a model's passes."""
     with _lock:
         _passes.pop(model, None)
+
+
+def refuse(model: nn.Module, replay: Replay) -> None:
+    """Have a model run where a pass could not be made again after all."""
+    with _lock:
+        kept = _passes.get(model)
+        for known in kept.cases.values() if kept is not None else ():
+            if known.replay is replay:
+                known.replay, known.attempts = None, ATTEMPTS
 
 
 def prepared(model: nn.Module, x: Tensor, table: Table) -> Replay | Noting | None:
@@ -110,31 +131,27 @@ def prepared(model: nn.Module, x: Tensor, table: Table) -> Replay | Noting | Non
         The input.
     """
     case = _case(x, table)
-    if case is None:
+    modules = paths_of(model)
+    if case is None or not is_known(modules) or any(map(is_compiled, modules)):
         return None
+    kept = _passes.get(model)
+    if kept is not None and kept.fingerprint is not None and kept.fingerprint != fingerprint(model, values=False):
+        forget(model)
+        kept = None
     with _lock:
-        cases = _passes.get(model)
-        known = None if cases is None else cases.get(case)
-    if known is not None and known.failed:
-        return None
-    if known is not None and known.replay is None:
-        return Noting(model, known)
-    if known is not None and known.fingerprint == fingerprint(model, values=False):
-        return known.replay
-    _keep(model, case, _Known())
-    return None
-
-
-def _keep(model: nn.Module, case: Any, known: _Known) -> None:
-    with _lock:
-        cases = _passes.pop(model, None) or OrderedDict()
-        cases.pop(case, None)
-        cases[case] = known
-        while len(cases) > CASES:
-            cases.popitem(last=False)
-        for other in list(_passes)[: 1 - MODELS]:
-            del _passes[other]
-        _passes[model] = cases
+        if kept is None:
+            for other in list(_passes)[: 1 - MODELS]:
+                del _passes[other]
+            kept = _passes[model] = _Kept()
+        known = kept.cases.get(case)
+        if known is None:
+            kept.cases[case] = _Known()
+            while len(kept.cases) > CASES:
+                kept.cases.popitem(last=False)
+            return None
+    if known.replay is None and known.attempts < ATTEMPTS:
+        return Noting(model, kept, known)
+    return known.replay
 
 
 def _case(x: Tensor, table: Table) -> Any:
@@ -147,7 +164,7 @@ def _case(x: Tensor, table: Table) -> Any:
         return None
     if not only_our_modes() or is_watched(x) or saving_hooks() is not None or torch.is_anomaly_enabled():
         return None
-    if torch._C._len_torch_dispatch_stack():
+    if torch._C._len_torch_dispatch_stack() or not torch._C._is_torch_function_enabled():
         return None
     layers = tuple(sorted((kind, type(layer).__name__) for kind, layer in table.kinds.items()))
     settings = (torch.get_num_threads(), is_exact(), has_vectors())

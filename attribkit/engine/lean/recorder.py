@@ -27,11 +27,6 @@ def _sums() -> frozenset[Any]:
 
 
 @functools.cache
-def _drops() -> frozenset[Any]:
-    return frozenset(functions_named("dropout dropout_ dropout2d feature_dropout alpha_dropout"))
-
-
-@functools.cache
 def _shapes() -> frozenset[Any]:
     return frozenset(functions_named("flatten reshape view"))
 
@@ -49,7 +44,7 @@ class Recorder:
 
     Parameters
     ----------
-    constants
+    parameters, buffers
         The model's own tensors.
 
     Attributes
@@ -58,9 +53,11 @@ class Recorder:
         Whether something happened that cannot be made again.
     """
 
-    def __init__(self, constants: Iterable[Tensor]) -> None:
+    def __init__(self, parameters: Iterable[Tensor], buffers: Iterable[Tensor]) -> None:
         self.failed = False
-        self._constants = set(map(id, constants))
+        self._parameters = set(map(id, parameters))
+        self._own = self._parameters | set(map(id, buffers))
+        self._views: set[int] = set()  # values of which there is one that lies in the same memory
         self._values: dict[int, tuple[TensorWeakRef, int]] = {}
         self._count = 0
         self._steps: list[Stepped] = []
@@ -113,9 +110,9 @@ class Recorder:
             return
         self._stepped = True
         foreign = any(
-            isinstance(each, Tensor) and id(each) not in self._constants for each in (*others, *call.kwargs.values())
+            isinstance(each, Tensor) and id(each) not in self._own for each in (*others, *call.kwargs.values())
         )
-        if number is None or foreign or type(output) is not Tensor:
+        if number is None or foreign or type(output) is not Tensor or (step.in_place and number in self._views):
             self.failed = True
             return
         if site is not None:
@@ -139,7 +136,7 @@ class Recorder:
             return
         if self.failed:
             return
-        if function in _drops() and any(output is each for each in args):
+        if self._hands_on(operation, args, kwargs, output):
             return
         if type(output) is not Tensor or self._writes_to_the_model(operation, function, args, kwargs):
             self.failed = True
@@ -147,15 +144,24 @@ class Recorder:
         numbers = [self._number(each) for each in args]
         first, others = numbers[0] if numbers else None, numbers[1:]
         if self._tail or first is None:
-            self._last(function, args, kwargs, output)
+            self._last(operation, function, args, kwargs, output)
         elif function in _sums() and len(args) == 2 and not kwargs and others[0] is not None and _alike(*args, output):
             call = FunctionCall(None, function, (), {})  # type: ignore[arg-type]
+            self.failed |= output is args[0] and first in self._views
             self._steps.append(Stepped(call, None, (), None, (first, others[0]), self._note(output)))
         elif function in _shapes() and not any(isinstance(each, Tensor) for each in args[1:]):
             call = FunctionCall(None, function, (None, *args[1:]), kwargs)  # type: ignore[arg-type]
-            self._steps.append(Stepped(call, Reshaped(args[0].shape), (), None, (first,), self._note(output)))
+            made = self._note(output)
+            self._steps.append(Stepped(call, Reshaped(args[0].shape), (), None, (first,), made))
+            self._views |= {first, made}
         else:
-            self._last(function, args, kwargs, output)
+            self._last(operation, function, args, kwargs, output)
+
+    def _hands_on(self, operation: Operation | None, args: Any, kwargs: Any, output: Any) -> bool:
+        """Tell whether a call was a dropout's that drops nothing."""
+        if operation is None or operation.kind != "dropout" or not args or output is not args[0]:
+            return False
+        return operation.bind(args, kwargs).get("training", operation.bind(args, kwargs).get("train")) is False
 
     def _writes_to_the_model(self, operation: Operation | None, function: Any, args: Any, kwargs: Any) -> bool:
         """Tell whether a call may change what is none of its pass's own values."""
@@ -166,7 +172,7 @@ class Recorder:
         bound = operation.bind(args, kwargs)  # statistics are changed unseen
         return bool(bound.get("training", False) or bound.get("use_input_stats", False)) or "0" in bound
 
-    def _last(self, function: Any, args: Any, kwargs: Any, output: Tensor) -> None:
+    def _last(self, operation: Operation | None, function: Any, args: Any, kwargs: Any, output: Tensor) -> None:
         leaves, spec = tree_flatten((args, kwargs))
         own = {called.output for called in self._tail}
         for place, leaf in enumerate(leaves):
@@ -174,8 +180,8 @@ class Recorder:
                 continue
             number = self._number(leaf)
             if number is None:
-                if id(leaf) not in self._constants:
-                    self.failed = True
+                # what gets hold of a buffer may write to it unseen, but for operations that are known
+                self.failed |= id(leaf) not in self._parameters and (operation is None or id(leaf) not in self._own)
                 continue
             leaves[place] = Value(number)
             if number in own:

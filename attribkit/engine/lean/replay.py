@@ -110,9 +110,8 @@ class Replay:
 
     def up(self, x: Tensor) -> Made:
         """Go up: see `Made`."""
-        found: dict[int, Tensor] = {0: x.detach()}
-        if any(each.inputs[0] == 0 and (each.step is None or each.step.in_place) for each in self.steps):
-            found[0] = found[0].clone()
+        # a copy, as the model gets one: it may be written to, and lies where torch lets tensors begin
+        found: dict[int, Tensor] = {0: x.detach().clone()}
         taken: list[tuple[Stepped, Step | None, tuple[Tensor, ...]]] = []
         with torch.no_grad(), torch._C.DisableTorchFunction():
             for each in self.steps:
@@ -146,7 +145,7 @@ class Replay:
                 leaves = [values[part.number] if isinstance(part, Value) else part for part in called.leaves]
                 args, kwargs = tree_unflatten(leaves, called.spec)
                 values[called.output] = called.function(*args, **kwargs)
-        return Made(values[self.output], leaf, self.cut, taken)
+        return Made(values[self.output], leaf, self.cut, taken, _versions(taken))
 
 
 @dataclass
@@ -163,16 +162,24 @@ class Made:
         The value that the leaf is.
     taken : list
         The steps, with what each has kept.
+    versions : list of int
+        How often what has been kept had been written to.
     """
 
-    output: Tensor
-    leaf: Tensor
+    output: Tensor | None
+    leaf: Tensor | None
     cut: int
     taken: list[tuple[Stepped, Step | None, tuple[Tensor, ...]]]
+    versions: list[int]
 
-    def back(self, signal: Tensor) -> Tensor | None:
-        """Carry a signal from the leaf to the input; None where none arrives there."""
-        signals = {self.cut: _Held(signal, [2])}  # what autograd hands over may be anybody's
+    def is_as_it_was(self) -> bool:
+        """Tell whether nobody has written to what has been kept."""
+        return self.versions == _versions(self.taken)
+
+    def back(self, arrived: list[Tensor]) -> Tensor | None:
+        """Carry a signal, which is taken out of a list, from the leaf to the input; None where none arrives there."""
+        self.output = self.leaf = None
+        signals = {self.cut: _Held(arrived.pop(), [2])}  # what autograd hands over may be anybody's
         with torch.no_grad(), torch._C.DisableTorchFunction():
             while self.taken:
                 each, step, kept = self.taken.pop()
@@ -195,6 +202,10 @@ class Made:
                 _arrive(signals, each.inputs[0], held)
         found = signals.pop(0, None)
         return None if found is None else found.signal
+
+
+def _versions(taken: list[tuple[Stepped, Step | None, tuple[Tensor, ...]]]) -> list[int]:
+    return [tensor._version for _, _, kept in taken for tensor in kept]
 
 
 def _arrive(signals: dict[int, _Held], number: int, held: _Held) -> None:
