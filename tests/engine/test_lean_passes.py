@@ -271,6 +271,32 @@ def test_sums(walks, method):
     assert not walks
 
 
+@library
+class SharedSignals(nn.Module):
+    """Two branches whose rectifiers get the same signal, as it is or in another shape."""
+
+    def __init__(self, shaped):
+        super().__init__()
+        self.left, self.right, self.shaped = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), shaped
+
+    def forward(self, x):
+        left, right = F.relu(self.left(x)), F.relu(self.right(x))
+        if self.shaped:
+            return (left.flatten(1) + right.flatten(1))[:, :5]
+        return (left + right).mean((2, 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shaped", [False, True])
+def test_a_signal_that_two_get_is_not_written_to(walks, method, shaped):
+    model, x = seed_weights(SharedSignals(shaped), 0).eval(), batch()
+    expected = ordinary(model, x, method, 1)
+    noted(model, x, method)
+    del walks[:]
+    assert same(ak.attribute(model, x, method, 1), expected)
+    assert not walks
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_that_lie_pixel_by_pixel(monkeypatch, walks, method):
     monkeypatch.setattr(pixels, "LARGE_ENOUGH", 0)
@@ -615,11 +641,26 @@ def view_written_to():
     return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), residual(body, nn.Flatten(1)), nn.Linear(2700, 5))
 
 
+@library
+class ViewThenBase(nn.Module):
+    """A view that is read after what lies below it has been rectified in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(3136, 5)
+
+    def forward(self, x):
+        x = self.conv(x)
+        view = x.flatten(1)
+        return self.head(torch.add(view, F.relu(x, inplace=True).flatten(1)))
+
+
+VIEWS = [begins_by_view, view_of_the_input, view_before_its_base_is_written_to, view_written_to, ViewThenBase]
+
+
 @pytest.mark.filterwarnings("ignore::attribkit.errors.CoverageWarning")
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    "make", [begins_by_view, view_of_the_input, view_before_its_base_is_written_to, view_written_to]
-)
+@pytest.mark.parametrize("make", VIEWS)
 def test_views(make, method):
     model, x = seed_weights(make(), 0).eval(), batch()
     before = x.clone()
