@@ -63,6 +63,8 @@ class Called:
 
 @dataclass(frozen=True, slots=True)
 class Value:
+    """Stands for a value, by its number."""
+
     number: int
 
 
