@@ -47,7 +47,7 @@ class _Key:
 
 def others(hooks: Mapping[Any, Any]) -> list[Any]:
     """Return the keys of hooks that are no walk's, of this thread or another."""
-    return [key for key in hooks if type(key) is not _Key]
+    return [key for key in list(hooks) if type(key) is not _Key]  # a list at once: another thread may add hooks
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 import contextlib
 import copy
 import gc
+import sys
 import threading
 import weakref
+from collections import OrderedDict
 
 import pytest
 import timm
@@ -846,6 +848,37 @@ def test_another_threads_hooks_are_none_of_the_users():
         assert not len(list(others(model[4]._forward_hooks)))
     done.set()
     thread.join()
+
+
+def test_hooks_may_come_and_go_in_another_thread_while_they_are_looked_at():
+    hooks, stop, errors = OrderedDict(), threading.Event(), []
+
+    def come_and_go():
+        while not stop.is_set():
+            for number in range(50):
+                hooks[number] = None
+            hooks.clear()
+
+    def look():
+        try:
+            for _ in range(3000):
+                others(hooks)
+        except RuntimeError as error:
+            errors.append(error)
+        finally:
+            stop.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=come_and_go), threading.Thread(target=look)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
 
 
 def test_one_that_failed_for_a_while_is_tried_again(monkeypatch):
