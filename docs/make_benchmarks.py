@@ -278,7 +278,9 @@ Captum gains more by. So they are taken twice: of all networks one after the oth
 each in its own. From one run to the next both move further than their ranges tell. The largest ratio of a gradient is
 mostly that of the second call, in which attribkit tries [shorter ways](engine.md#a-lean-way-back). Captum's guided
 backprop and deconvnet rewrite `ReLU` alone: on MobileNetV2, whose rectifiers are `ReLU6`, they return the gradient to
-the bit, in its time. With `ReLU` in its place both libraries do the same work."""
+the bit, in its time. With `ReLU` in its place both libraries do the same work. Single images of 32 and 224 pixels a
+side are explained after the large networks, too. Much of their time is Python's, from the third call on
+[without the model's code](engine.md#passes-made-again)."""
 
 PEERS = f"""### Side by side
 
