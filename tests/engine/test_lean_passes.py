@@ -715,8 +715,9 @@ def test_the_input_lies_where_torch_lets_tensors_begin():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_inverse_layer_in_the_last_part_acts(method):
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5)]
+@pytest.mark.parametrize("rectifier", [nn.ReLU, nn.SiLU])  # the latter has no step of its own
+def test_an_inverse_layer_in_the_last_part_acts(method, rectifier):
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6), rectifier(), nn.Linear(6, 5)]
     model, x = seed_weights(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *head), 0).eval(), batch()
     expected = ordinary(model, x, method, 1)
     assert (noted(model, x, method).replay is not None) == (method == "gradient")
