@@ -60,7 +60,7 @@ def fingerprint(model: nn.Module, *, values: bool = True) -> list[Any]:
         for module in paths_of(model):
             attributes = vars(module)
             classes.add(type(module))
-            found += (id(module), id(type(module)), id(type(module).forward), *attributes, *module._modules)
+            found += (id(module), id(type(module)), *attributes, *module._modules)
             for own in (module._parameters, module._buffers):
                 if own:
                     found += own

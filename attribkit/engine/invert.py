@@ -110,10 +110,7 @@ def invert(
     observed = output if layer is None else walk.catch(layer)
     coverage.note(walk.sites, walk.rewritten, complete=walk.complete)
     resolved = target.resolve(observed, model) if isinstance(target, PendingTarget) else target
-    origin, signal = resolved.start(observed, index, unit_signal)
-    # a copy, for the model may write over it; and a caller's function is not asked twice: it may write, too
-    starts_at_scores = type(resolved).start is Target.start
-    scores = origin.detach().clone() if starts_at_scores else resolved.read(observed, index).detach()
+    origin, signal, scores = _start(resolved, observed, index, unit_signal)
     try:
         values = _carry_back(origin, x, signal)
     except RuntimeError as error:
@@ -125,6 +122,15 @@ def invert(
         origin, signal = resolved.start(output if layer is None else walk.catch(layer), index, unit_signal)
         values = _carry_back(origin, x, signal)
     return Inverted(values, scores, resolved)
+
+
+def _start(target: Target, observed: Any, index: Tensor | None, unit_signal: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the signal starts from, the signal, and the scores [N]."""
+    origin, signal = target.start(observed, index, unit_signal)
+    # a copy, for the model may write over it; and a caller's function is not asked twice: it may write, too
+    starts_at_scores = type(target).start is Target.start
+    scores = origin.detach().clone() if starts_at_scores else target.read(observed, index).detach()
+    return origin, signal, scores
 
 
 def _is_of_writing(error: RuntimeError) -> bool:
@@ -214,9 +220,7 @@ def _again(
         assert leaf is not None
         coverage.note(replay.sites, replay.rewritten, complete=True)
         resolved = target.resolve(output, model) if isinstance(target, PendingTarget) else target
-        origin, signal = resolved.start(output, index, unit_signal)
-        starts_at_scores = type(resolved).start is Target.start
-        scores = origin.detach().clone() if starts_at_scores else resolved.read(output, index).detach()
+        origin, signal, scores = _start(resolved, output, index, unit_signal)
         arrived = []
         try:
             found = _signal_at(leaf, origin, signal)

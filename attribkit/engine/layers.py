@@ -66,3 +66,7 @@ class PassThrough(InverseLayer):
     def carry(self, signal: Tensor, site: SiteCall) -> Signal:
         """Return the signal as it is."""
         return signal
+
+
+#: All of these: none keeps anything between calls, and where a signal lies in memory makes no difference to them.
+OF_THE_ENGINE = (Rectify, GatedRectify, Unpool, PassThrough)

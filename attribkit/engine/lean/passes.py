@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from attribkit.engine.fingerprint import fingerprint
 from attribkit.engine.intercept import only_our_modes
 from attribkit.engine.known import is_compiled, is_known
-from attribkit.engine.layers import GatedRectify, PassThrough, Rectify, Unpool
+from attribkit.engine.layers import OF_THE_ENGINE
 from attribkit.engine.lean.recorder import Recorder
 from attribkit.engine.lean.replay import Replay
 from attribkit.engine.lean.shortcuts import has_vectors, is_exact
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 #: Of how many models passes are kept, and of how many sizes of inputs and methods of each.
 MODELS, CASES = 4, 8
-
-#: Inverse layers that keep nothing and do the same whenever they are asked.
-OURS = (Rectify, GatedRectify, Unpool, PassThrough)
 
 #: How often a pass may turn out to be none that can be made again: another thread may have had a hand in it.
 ATTEMPTS = 3
@@ -131,13 +128,18 @@ def prepared(model: nn.Module, x: Tensor, table: Table) -> Replay | Noting | Non
         The input.
     """
     case = _case(x, table)
-    modules = paths_of(model)
-    if case is None or not is_known(modules) or any(map(is_compiled, modules)):
+    if case is None:
         return None
     kept = _passes.get(model)
-    if kept is not None and kept.fingerprint is not None and kept.fingerprint != fingerprint(model, values=False):
-        forget(model)
-        kept = None
+    if kept is not None and kept.fingerprint is not None:
+        if kept.fingerprint != fingerprint(model, values=False):
+            forget(model)
+            kept = None
+        elif (known := kept.cases.get(case)) is not None and known.replay is not None:
+            return known.replay  # as it is now, the model was one that is known
+    modules = paths_of(model)
+    if not is_known(modules) or any(map(is_compiled, modules)):
+        return None
     with _lock:
         if kept is None:
             for other in list(_passes)[: 1 - MODELS]:
@@ -158,7 +160,7 @@ def _case(x: Tensor, table: Table) -> Any:
     """Return what a pass depends on beside the model, None where something else has a hand in it."""
     if table.names or table.classes or table.functions or type(x) is not Tensor or not x.numel():
         return None
-    if any(type(layer) not in OURS for layer in table.kinds.values()):
+    if any(type(layer) not in OF_THE_ENGINE for layer in table.kinds.values()):
         return None
     if x.device.type not in ("cpu", "cuda") or x.layout != torch.strided or not x.is_floating_point():
         return None

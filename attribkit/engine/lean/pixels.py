@@ -23,7 +23,7 @@ from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from attribkit.engine.intercept import only_our_modes
 from attribkit.engine.known import is_compiled, is_known
-from attribkit.engine.layers import GatedRectify, PassThrough, Rectify, Unpool
+from attribkit.engine.layers import OF_THE_ENGINE
 from attribkit.engine.lean.shortcuts import MOST, Settings, has_vectors, is_exact, torchs_back, torchs_up
 from attribkit.engine.lean.standin import is_in_order, is_plain
 from attribkit.engine.lean.step import Step
@@ -49,8 +49,6 @@ SIZES = 4
 WORTH = 1 / 4
 
 _ORDER = torch.channels_last
-#: Inverse layers for which the order of a signal makes no difference.
-_ANY_ORDER = (Rectify, GatedRectify, Unpool, PassThrough)
 #: By model: the layers at which passes ended in which too much had to be laid out anew; None: to their end.
 _in_vain = WeakIdKeyDictionary()
 #: By model: the inputs of the first convolution in question that there have been.
@@ -58,7 +56,8 @@ _starts = WeakIdKeyDictionary()
 
 
 @functools.cache
-def _sums() -> frozenset[Any]:
+def sums() -> frozenset[Any]:
+    """Return the functions that add two tensors, by an operator or not, in place or not."""
     return frozenset(functions_named("add add_"))
 
 
@@ -136,8 +135,8 @@ class Pixels:
         self._end = end
         self._possible = (
             only_our_modes()
-            and _in_vain.get(model, set()).isdisjoint({None, end})  # type: ignore[no-untyped-call]
-            and all(type(layer) in _ANY_ORDER for layer in table.layers())
+            and not self._is_in_vain()
+            and all(type(layer) in OF_THE_ENGINE for layer in table.layers())
             and is_exact()
             and has_vectors()
             and is_known(modules)
@@ -217,7 +216,7 @@ class Pixels:
 
     def meets(self, function: Any, args: Any, kwargs: Any) -> bool:
         """Lay out what a function is about to be given as it would be; tell whether it is a sum that need not be."""
-        both = function in _sums() and not kwargs and len(args) == 2 and all(map(self.holds, args))
+        both = function in sums() and not kwargs and len(args) == 2 and all(map(self.holds, args))
         if both and args[0].shape == args[1].shape:  # else the way back adds up what was repeated, in another order
             return True
         self.restore_in(args, kwargs)
@@ -261,7 +260,10 @@ class Pixels:
     @property
     def in_vain(self) -> bool:
         """Whether passes like this one are to go without such maps from now on, which this one had."""
-        return self.any and not _in_vain.get(self._model(), set()).isdisjoint({None, self._end})  # type: ignore[no-untyped-call]
+        return self.any and self._is_in_vain()
+
+    def _is_in_vain(self) -> bool:
+        return not _in_vain.get(self._model(), set()).isdisjoint({None, self._end})  # type: ignore[no-untyped-call]
 
     def give_up(self) -> None:
         """Have the model's next passes go without such maps."""

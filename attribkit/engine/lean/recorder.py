@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import TensorWeakRef
 
+from attribkit.engine.lean.pixels import sums
 from attribkit.engine.lean.replay import Called, Replay, Reshaped, Stepped, Value
 from attribkit.engine.ops import functions_named
 from attribkit.engine.splice import FunctionCall, is_in_place, written_by
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from attribkit.engine.lean.step import Step
     from attribkit.engine.ops import Operation
     from attribkit.engine.sites import Site
-
-
-@functools.cache
-def _sums() -> frozenset[Any]:
-    return frozenset(functions_named("add add_ __add__ __iadd__ __radd__"))
 
 
 @functools.cache
@@ -145,7 +141,7 @@ class Recorder:
         first, others = numbers[0] if numbers else None, numbers[1:]
         if self._tail or first is None:
             self._last(operation, function, args, kwargs, output)
-        elif function in _sums() and len(args) == 2 and not kwargs and others[0] is not None and _alike(*args, output):
+        elif function in sums() and len(args) == 2 and not kwargs and others[0] is not None and _alike(*args, output):
             call = FunctionCall(None, function, (), {})  # type: ignore[arg-type]
             self.failed |= output is args[0] and first in self._views
             self._steps.append(Stepped(call, None, (), None, (first, others[0]), self._note(output)))

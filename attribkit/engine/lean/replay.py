@@ -111,7 +111,7 @@ class Replay:
     mine: Any = field(default_factory=threading.Lock)
 
     def up(self, x: Tensor) -> Made:
-        """Go up: see `Made`."""
+        """Go up from an input [N, C, H, W] of the noted one's size; what a step or function raises comes out."""
         # a copy, as the model gets one: it may be written to, and lies where torch lets tensors begin
         found: dict[int, Tensor] = {0: x.detach().clone()}
         taken: list[tuple[Stepped, Step | None, tuple[Tensor, ...]]] = []
