@@ -283,7 +283,8 @@ def test_bits_by_torch_are_those_by_numpy(count):
     values[count // 2] = float("nan")
     masks = {
         bits.above(values, 0): values > 0,
-        bits.not_at_most(values, 0): ~(values <= 0),
+        bits.not_zero(values): values != 0,
+        bits.not_zero(values, below=1): (values != 0) & (values < 1),
         bits.between(values, 0, 1): (values > 0) & (values < 1),
     }
     for packed, mask in masks.items():

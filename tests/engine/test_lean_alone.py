@@ -342,7 +342,8 @@ def test_bits_across_blocks(count, dtype, small):
         values[place :: 7 + place], signal[place :: 9 + place] = odd, odd
     masks = {
         bits.above(values, 0): values > 0,
-        bits.not_at_most(values, 0): ~(values <= 0),
+        bits.not_zero(values): values != 0,
+        bits.not_zero(values, below=1): (values != 0) & (values < 1),
         bits.between(values, 0, 1): (values > 0) & (values < 1),
     }
     for packed, mask in masks.items():

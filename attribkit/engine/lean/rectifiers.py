@@ -100,8 +100,8 @@ class ReLU(PiecewiseLinear):
         torch.clamp_min(x, 0, out=out)
 
     def open(self, flat: Tensor) -> Tensor:
-        """Open above zero, and for what is no number."""
-        return bits.not_at_most(flat, 0)
+        """Open above zero, and for what is no number; nothing lies below."""
+        return bits.not_zero(flat)
 
     def through(self, signal: Tensor, packed: Tensor, out: Tensor, positive: bool = False) -> None:
         """Write the signal, or the positive part of it, where it is open, else 0."""
@@ -160,6 +160,8 @@ class Hardtanh(ReLU):
         There torch has it both ways: its derivative is 0 wherever whole vectors are computed at once and 1 for the few
         elements that are left over at the end.
         """
+        if self.low == 0:  # nothing lies below
+            return bits.not_zero(flat, below=self.high)
         return bits.between(flat, self.low, self.high)
 
     def derivative(self, signal: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:

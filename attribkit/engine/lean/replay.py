@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
+from attribkit.engine.lean import store
 from attribkit.engine.lean.pixels import by_pixels
 from attribkit.engine.lean.standin import is_dense, is_plain
 from attribkit.engine.lean.step import Step
@@ -99,6 +100,8 @@ class Replay:
         Of the pass.
     rewritten : int
         How many of them carry the signal otherwise than by their ordinary derivative.
+    room : int
+        Bytes of what the steps keep, known after the first time.
     """
 
     steps: list[Stepped]
@@ -108,6 +111,7 @@ class Replay:
     output: int
     sites: list[Site]
     rewritten: int
+    room: int = 0
     mine: Any = field(default_factory=threading.Lock)
 
     def up(self, x: Tensor) -> Made:
@@ -115,7 +119,7 @@ class Replay:
         # a copy, as the model gets one: it may be written to, and lies where torch lets tensors begin
         found: dict[int, Tensor] = {0: x.detach().clone()}
         taken: list[tuple[Stepped, Step | None, tuple[Tensor, ...]]] = []
-        with torch.no_grad(), torch._C.DisableTorchFunction():
+        with torch.no_grad(), torch._C.DisableTorchFunction(), store.room(self.room) as asked:
             for each in self.steps:
                 step, call = None, each.call
                 kept: tuple[Tensor, ...] = ()
@@ -137,6 +141,7 @@ class Replay:
                     del found[number]
                 taken.append((each, step, kept))
             value = found.pop(self.cut)
+            self.room = asked()
         del output
         if value.stride() != self.layout:  # whoever comes first got it laid out as torch would have
             value = value.contiguous()

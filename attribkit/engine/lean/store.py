@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import mmap
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,15 +21,58 @@ LARGE = 1 << 25
 _SMALL = 1 << 16
 
 
+#: Bytes between the beginnings of tensors in a room, as between those of torch's own.
+_APART = 64
+
+
+class _Room(threading.local):
+    """Memory for what a pass keeps, where it is known beforehand how much that will be."""
+
+    def __init__(self) -> None:
+        self.left: Tensor | None = None
+        self.asked = 0
+
+
+_room = _Room()
+
+
+@contextlib.contextmanager
+def room(size: int) -> Iterator[Callable[[], int]]:
+    """Have what this thread keeps lie together, in memory that is taken before any activation's.
+
+    Parameters
+    ----------
+    size
+        Bytes; what finds no place there lies in maps of its own.
+
+    Yields
+    ------
+    callable
+        Returns the bytes that would have been enough up to now.
+    """
+    before = _room.left, _room.asked
+    _room.left, _room.asked = torch.empty(size, dtype=torch.uint8), 0
+    try:
+        yield lambda: _room.asked
+    finally:
+        _room.left, _room.asked = before
+
+
 def kept(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Return a tensor on the CPU for small integers that stay until the way back.
 
-    It lies in a memory map of its own: between the activations, which come and go, it would split the heap, and with
-    every one that stays the process would grow by an activation, as if these were kept.
+    It lies in a room, or in a memory map of its own: between the activations, which come and go, it would split the
+    heap, and with every one that stays the process would grow by an activation, as if these were kept.
     """
     size = shape.numel() * dtype.itemsize
     if size < _SMALL:
         return torch.empty(shape, dtype=dtype)
+    left, apart = _room.left, -(-size // _APART) * _APART
+    _room.asked += apart
+    if left is not None and len(left) >= apart:
+        _room.left = left[apart:]
+        # by way of numpy each tensor has a version of its own
+        return torch.from_numpy(left[:size].numpy()).view(dtype).view(shape)
     return mapped(size, filled=True).view(dtype).view(shape)
 
 
