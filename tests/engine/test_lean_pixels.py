@@ -14,7 +14,7 @@ from torch import nn
 import attribkit as ak
 from attribkit.engine.known import is_known
 from attribkit.engine.layers import PassThrough
-from attribkit.engine.lean import convolutions, pixels, rectifiers, shortcuts, trials, weighted
+from attribkit.engine.lean import convolutions, leads, pixels, rectifiers, shortcuts, trials, weighted
 from attribkit.engine.lean.pixels import PixelConvolution
 from attribkit.engine.walk import Walk
 
@@ -119,6 +119,10 @@ def net(*blocks):
         nn.Flatten(),
         nn.Linear(4 * CHANNELS, 5),
     )
+    return drawn(model)
+
+
+def drawn(model):
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
@@ -172,7 +176,7 @@ def test_a_chain_stays_as_it_is(taken):
     model, x = net(Block(stride=2), Block()), images()
     close(explained(model, x), autograds(model, x))
     # the first expansion comes before the first convolution that is worth it; from there on nothing is laid out anew
-    assert taken == 2 * [(3, 3), (1, 1), (1, 1), (3, 3), (1, 1)]
+    assert taken == 2 * [(1, 1), (3, 3), (1, 1), (1, 1), (3, 3), (1, 1)]
 
 
 @pytest.mark.parametrize("method", ["guided_backprop", "deconvnet"])
@@ -203,6 +207,117 @@ def test_signals_lie_as_the_maps_do(monkeypatch, taken):
     assert taken
     both = {(name, by_pixels) for name in ("BatchNorm", "PiecewiseLinear") for by_pixels in (False, True)}
     assert seen == {("Convolution", False), ("PixelConvolution", True), *both}
+
+
+# -- convolutions that come before such maps ---------------------------------------------------------------------------
+
+
+def begun_by(first, *between, channels=CHANNELS):
+    """A model whose first convolution comes before one that convolves each channel for itself."""
+    return drawn(nn.Sequential(
+        first, *between, nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+        nn.BatchNorm2d(channels), nn.ReLU6(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, 5),
+    ))  # fmt: skip
+
+
+def norm_and_act(act=nn.ReLU6):
+    return nn.BatchNorm2d(CHANNELS), act()
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6, nn.LeakyReLU, lambda: nn.ReLU(inplace=True)])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_convolution_before_them_gives_the_same_bits(act, method, monkeypatch):
+    model, x = begun_by(nn.Conv2d(3, CHANNELS, 3, 2, 1, bias=False), *norm_and_act(act)), images()
+    found = [ak.attribute(model, x, method, 1).values for _ in range(4)]
+    monkeypatch.setattr(pixels, "LARGE_ENOUGH", 1 << 40)
+    expected = ak.attribute(model, x + 0, method, 1).values
+    assert all(torch.equal(each, expected) for each in found)
+    assert method != "gradient" or torch.equal(expected, autograds(model, x))
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize("kernel", [1, 5])
+def test_a_convolution_before_them_lays_out_its_own_input(kernel, taken, monkeypatch):
+    model, x = begun_by(nn.Conv2d(3, CHANNELS, kernel, padding=kernel // 2, bias=False), *norm_and_act()), images()
+    anew, real = set(), pixels.by_pixels
+
+    def noted(tensor):
+        if not tensor.is_contiguous(memory_format=torch.channels_last):
+            anew.add(tuple(tensor.shape))
+        return real(tensor)
+
+    monkeypatch.setattr(pixels, "by_pixels", noted)
+    for call in range(3):
+        ak.attribute(model, x, "gradient", 1)
+        assert taken == call * [(kernel, kernel), (3, 3)]
+    assert tuple(x.shape) in anew
+    assert (len(x), CHANNELS, *x.shape[2:]) not in anew
+    close(explained(model, x), autograds(model, x))
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize(("first", "between"), [
+    (nn.Conv2d(3, CHANNELS, 5, 4, 2, bias=False), norm_and_act()),  # less comes out than went in
+    (nn.Conv2d(3, CHANNELS, 5, padding=2), norm_and_act()),
+    (nn.Conv2d(3, CHANNELS, 5, padding=4, dilation=2, bias=False), norm_and_act()),
+    (nn.Conv2d(3, CHANNELS, 5, padding=2, bias=False), norm_and_act(nn.SiLU)),
+    (nn.Conv2d(3, CHANNELS, 5, padding=2, bias=False), (nn.MaxPool2d(2),)),
+])  # fmt: skip
+def test_others_do_not(first, between, taken):
+    model, x = begun_by(first, *between), images()
+    for _ in range(2):
+        close(explained(model, x), autograds(model, x))
+    assert set(taken) == {(3, 3)}
+
+
+def test_one_with_a_shorter_way_of_its_own_keeps_it(taken, monkeypatch):
+    model, x = begun_by(nn.Conv2d(3, CHANNELS, 5, padding=2, bias=False), *norm_and_act()), images()
+    expected = autograds(model, x)
+    monkeypatch.setattr(shortcuts, "shortcut", lambda *_: shortcuts.Shortcut(None))
+    for _ in range(4):
+        assert torch.equal(ak.attribute(model, x, "gradient", 1).values, expected)
+    assert (5, 5) not in taken
+
+
+def test_a_way_that_turns_out_to_be_in_vain_is_not_gone_again(taken, monkeypatch):
+    """The convolution of each channel for itself has other bits: its input is laid out as torch would have it."""
+
+    class Some:
+        def __init__(self, torchs, ways, settings, *sizes, **how):
+            self.way = ways[0] if settings.groups == 1 else None
+
+        def tried(self):
+            return self.way
+
+    monkeypatch.setattr(pixels, "trial_of", Some)
+    model, x = begun_by(nn.Conv2d(3, CHANNELS, 5, padding=2, bias=False), *norm_and_act()), images()
+    expected = autograds(model, x)
+    for method in METHODS:  # the passes made again are those of one method
+        close(ak.attribute(model, x, "gradient", 1).values, expected)
+        ak.attribute(model, x, method, 1)
+    assert taken == [(5, 5)]
+
+
+def test_maps_are_followed_by_themselves_not_by_their_addresses():
+    known = set()
+    follower = leads.Leads(known)
+    x, weight = images(), torch.ones(4, 3, 1, 1)
+    step = weighted.BatchNorm.__new__(weighted.BatchNorm)
+    assert not follower.begins(x, weight)
+    output = torch.ones(2)
+    follower.follow(step, x, output)
+    number, other = id(output), torch.ones(2)
+    follower._maps[id(other)] = follower._maps[number]  # as if the other had come to lie where the first has been
+    follower.arrives(other)
+    assert not known
+    follower.arrives(output)
+    assert known == {(weight.data_ptr(), x.shape)}
+    assert follower.begins(x, weight)
+    assert not follower.begins(x[:1], weight)
+    known |= {(number, x.shape) for number in range(leads.MOST - 1)}
+    follower.follow(step, x[:1], output)
+    follower.arrives(output)
+    assert len(known) == leads.MOST
 
 
 @pytest.mark.usefixtures("forced")

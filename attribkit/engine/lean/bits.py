@@ -72,7 +72,7 @@ def _packed(flat: Tensor, *tests: tuple[str, float]) -> Tensor:
 
 
 def _tested(block: Tensor, tests: tuple[tuple[str, float], ...]) -> Any:
-    """Return where all tests hold, an array of bool [n] in the room for it."""
+    """Return where all tests, one or two, hold: an array of bool [n] in the room for it."""
     masks = _room.masks(len(block))
     values = _array(block, _FLOATS[block.dtype]) if block.dtype in _FLOATS else None
     for mask, (name, number) in zip(masks, tests, strict=False):
@@ -82,7 +82,7 @@ def _tested(block: Tensor, tests: tuple[tuple[str, float], ...]) -> Any:
             getattr(np, name)(values, number, out=mask)
         else:
             getattr(torch, name)(block, number, out=torch.from_numpy(mask))
-    return masks[0] if len(tests) == 1 else np.logical_and(*masks, out=masks[0])
+    return masks[0] if len(tests) == 1 else np.logical_and(masks[0], masks[1], out=masks[0])
 
 
 class _Room(threading.local):

@@ -24,6 +24,7 @@ from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 from attribkit.engine.intercept import only_our_modes
 from attribkit.engine.known import is_compiled, is_known
 from attribkit.engine.layers import OF_THE_ENGINE
+from attribkit.engine.lean.leads import Leads
 from attribkit.engine.lean.shortcuts import MOST, Settings, has_vectors, is_exact, torchs_back, torchs_up
 from attribkit.engine.lean.standin import is_in_order, is_plain
 from attribkit.engine.lean.step import Step
@@ -53,6 +54,8 @@ _ORDER = torch.channels_last
 _in_vain = WeakIdKeyDictionary()
 #: By model: the inputs of the first convolution in question that there have been.
 _starts = WeakIdKeyDictionary()
+#: By model: see `Leads`.
+_leads = WeakIdKeyDictionary()
 
 
 @functools.cache
@@ -77,7 +80,7 @@ def by_pixels(tensor: Tensor) -> Tensor:
 
 
 class PixelConvolution(Step):
-    """A convolution, each channel for itself or 1×1, of maps that lie pixel by pixel.
+    """A convolution of maps that lie pixel by pixel: each channel for itself, 1×1, or one that comes before these.
 
     Parameters
     ----------
@@ -143,8 +146,10 @@ class Pixels:
             and not any(map(is_compiled, modules))
         )
         self._maps: dict[int, TensorWeakRef] = {}
+        self._leads = Leads(_leads.setdefault(model, set()))  # type: ignore[no-untyped-call]
         self._start: torch.Size | None = None  # the input of the first convolution in question
         self._was_met = False  # whether there has been such a pass before
+        self._will_be_met = False  # whether the next one is to know of this one
         self._saved = 0  # bytes that torch would have laid out anew
         self._spent = 0  # bytes that are laid out anew on behalf of this
 
@@ -164,20 +169,37 @@ class Pixels:
         settings = self._settings(step, x, weight)
         if settings is None:
             return None
-        found = PixelConvolution(weight, settings, starts=not self.holds(x))
+        starts = not self.holds(x)
         size = torch.Size((len(x), len(weight), *settings.windows(weight.shape[2:])))
         moved = (x.numel() + size.numel()) * x.element_size()
         larger = max(x.numel(), size.numel()) * x.element_size()
         if larger < LARGE_ENOUGH or moved > MOST or size.numel() < SCALED or math.prod(size[2:]) == 1:
             return None
-        if self._is_first(x.shape):
+        gains = self._gains(step, weight, starts=starts)
+        if gains and self._is_first(x.shape):
+            if starts and self._will_be_met:
+                self._leads.arrives(x)
             return None
+        if not gains:
+            if not starts or step.groups > 1 or step.shortcut is not None or x.numel() >= size.numel():
+                return None
+            if not self._leads.begins(x, weight):
+                return None
         for torchs, way, maps in ((torchs_up, pixels_up, x.shape), (torchs_back, pixels_back, size)):
             if trial_of(torchs, (way,), settings, maps, weight.shape, library=True).tried() is None:
                 return None
+        if gains and starts:
+            self._leads.arrives(x)
         self._saved += moved
-        self._spent += x.numel() * x.element_size() if found.starts else 0
-        return found
+        self._spent += x.numel() * x.element_size() if starts else 0
+        return PixelConvolution(weight, settings, starts=starts)
+
+    def _gains(self, step: Convolution, weight: Tensor, *, starts: bool) -> bool:
+        """Tell whether a convolution itself is faster, or as fast where its input lies pixel by pixel as it is."""
+        if step.groups == len(weight) > 1:
+            return True
+        pointwise = step.groups == 1 and weight.shape[2:] == (1, 1) and step.stride == [1, 1] and step.padding == [0, 0]
+        return pointwise and not starts
 
     def _is_first(self, size: torch.Size) -> bool:
         """Tell whether this is the model's first pass on an input of its size: trials would take twice as long."""
@@ -187,6 +209,7 @@ class Pixels:
             self._start, self._was_met = size, size in known
             if len(known) < SIZES:
                 known.add(size)
+            self._will_be_met = size in known
         return not self._was_met
 
     def _settings(self, step: Convolution, x: Tensor, weight: Tensor) -> Settings | None:
@@ -201,12 +224,16 @@ class Pixels:
         channels = x.shape[1]
         if channels == 1 or x.shape[2] * x.shape[3] == 1 or len(weight) == 1:  # either order is both
             return None
-        each_for_itself = step.groups == channels == len(weight)
-        pointwise = step.groups == 1 and weight.shape[2:] == (1, 1) and step.stride == [1, 1] and step.padding == [0, 0]
-        if not each_for_itself and not (pointwise and held):
+        if step.groups not in (1, channels) or (step.groups > 1 and channels != len(weight)):
             return None
         (down, right), (above, left), (height, width) = step.stride, step.padding, x.shape[2:]
         return Settings((down, right), (above, left), (height, width), step.groups)
+
+    def follow(self, step: Step, x: Tensor, output: Tensor) -> None:
+        """Take note of a step's output."""
+        self._leads.follow(step, x, output)
+        if step.by_pixels:
+            self.note(output)
 
     def takes(self, step: Step, x: Tensor) -> bool:
         """Tell whether a step other than a convolution's takes these maps as they are."""
@@ -239,6 +266,7 @@ class Pixels:
         """Lay out a tensor as torch would have if it is one of these maps: its values stay, and so does its place."""
         if self.holds(tensor):
             del self._maps[id(tensor)]
+            self._leads.ends(tensor)
             # what the model has entered meanwhile would make another tensor of it
             with torch._C.DisableTorchFunction(), torch.inference_mode(False), _untransformed():
                 self._spent += tensor.numel() * tensor.element_size()
@@ -259,8 +287,8 @@ class Pixels:
 
     @property
     def in_vain(self) -> bool:
-        """Whether passes like this one are to go without such maps from now on, which this one had."""
-        return self.any and self._is_in_vain()
+        """Whether passes like this one are to go without some such maps from now on, which this one had."""
+        return self.any and (self._is_in_vain() or self._leads.any_in_vain)
 
     def _is_in_vain(self) -> bool:
         return not _in_vain.get(self._model(), set()).isdisjoint({None, self._end})  # type: ignore[no-untyped-call]

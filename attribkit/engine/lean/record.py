@@ -157,8 +157,7 @@ class Lean:
         self.used = True
         kept = step.kept
         output = _Lean.apply(call.args[0], step, call, site)
-        if step.by_pixels:
-            self.pixels.note(output)
+        self.pixels.follow(step, call.args[0], output)
         if self.recorder is not None:
             self.recorder.step(call, step, kept, site, output)
         return output
