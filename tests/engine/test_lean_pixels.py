@@ -14,7 +14,7 @@ from torch import nn
 import attribkit as ak
 from attribkit.engine.known import is_known
 from attribkit.engine.layers import PassThrough
-from attribkit.engine.lean import convolutions, leads, pixels, rectifiers, shortcuts, trials, weighted
+from attribkit.engine.lean import convolutions, leads, passes, pixels, rectifiers, shortcuts, trials, weighted
 from attribkit.engine.lean.pixels import PixelConvolution
 from attribkit.engine.walk import Walk
 
@@ -262,21 +262,47 @@ def test_a_convolution_before_them_lays_out_its_own_input(kernel, taken, monkeyp
     (nn.Conv2d(3, CHANNELS, 5, padding=4, dilation=2, bias=False), norm_and_act()),
     (nn.Conv2d(3, CHANNELS, 5, padding=2, bias=False), norm_and_act(nn.SiLU)),
     (nn.Conv2d(3, CHANNELS, 5, padding=2, bias=False), (nn.MaxPool2d(2),)),
+    (nn.Conv2d(3, 6, 5, padding=2, groups=3, bias=False), (nn.BatchNorm2d(6), nn.ReLU6())),
 ])  # fmt: skip
 def test_others_do_not(first, between, taken):
-    model, x = begun_by(first, *between), images()
+    model, x = begun_by(first, *between, channels=first.out_channels), images()
     for _ in range(2):
         close(explained(model, x), autograds(model, x))
     assert set(taken) == {(3, 3)}
 
 
-def test_one_with_a_shorter_way_of_its_own_keeps_it(taken, monkeypatch):
+@pytest.mark.usefixtures("forced")
+def test_one_among_such_maps_gets_its_input_as_torch_lays_it(taken):
+    middle = [nn.Conv2d(CHANNELS, 2 * CHANNELS, 5, padding=2, bias=False), nn.BatchNorm2d(2 * CHANNELS), nn.ReLU()]
+    depthwise = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS, bias=False)
+    model, x = begun_by(depthwise, *norm_and_act(), *middle, channels=2 * CHANNELS), images()
+    model = nn.Sequential(nn.Conv2d(3, CHANNELS, 1), *model)
+    for _ in range(2):
+        close(explained(model, x), autograds(model, x))
+    assert set(taken) == {(3, 3)}
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize("shorter", [True, False])
+def test_one_with_a_shorter_way_of_its_own_keeps_it(shorter, taken, monkeypatch):
     model, x = begun_by(nn.Conv2d(3, CHANNELS, 5, padding=2, bias=False), *norm_and_act()), images()
-    expected = autograds(model, x)
-    monkeypatch.setattr(shortcuts, "shortcut", lambda *_: shortcuts.Shortcut(None))
-    for _ in range(4):
-        assert torch.equal(ak.attribute(model, x, "gradient", 1).values, expected)
-    assert (5, 5) not in taken
+    way = shortcuts.Shortcut(None) if shorter else None
+    monkeypatch.setattr(shortcuts, "shortcut", lambda *_: way)
+    close(explained(model, x), autograds(model, x))
+    assert ((5, 5) in taken) is not shorter
+
+
+@pytest.mark.usefixtures("forced")
+def test_other_weights_are_met_anew(taken):
+    model, x = begun_by(nn.Conv2d(3, CHANNELS, 5, padding=2, bias=False), *norm_and_act()), images()
+    kept = []  # or the new weights might lie where the old ones did
+    for _ in range(3):
+        taken.clear()
+        for call in range(3):  # the first of a new size is not tried at all, the first with new weights as it was
+            close(ak.attribute(model, x, "gradient", 1).values, autograds(model, x))
+            assert ((5, 5) in taken) is (call > 0)
+        kept.append(model[0].weight)
+        model[0].weight = nn.Parameter(model[0].weight + 0.1)
 
 
 def test_a_way_that_turns_out_to_be_in_vain_is_not_gone_again(taken, monkeypatch):
@@ -292,16 +318,74 @@ def test_a_way_that_turns_out_to_be_in_vain_is_not_gone_again(taken, monkeypatch
     monkeypatch.setattr(pixels, "trial_of", Some)
     model, x = begun_by(nn.Conv2d(3, CHANNELS, 5, padding=2, bias=False), *norm_and_act()), images()
     expected = autograds(model, x)
-    for method in METHODS:  # the passes made again are those of one method
+    for _ in range(6):
         close(ak.attribute(model, x, "gradient", 1).values, expected)
-        ak.attribute(model, x, method, 1)
     assert taken == [(5, 5)]
+    assert [known.replay is not None for known in passes._passes[model].cases.values()] == [True]
+
+
+class Reads(nn.Module):
+    """Does something beside with the map that a convolution of each channel for itself gets."""
+
+    def __init__(self, does, channels=CHANNELS):
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.Conv2d(3, channels, 5, padding=2, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+        )
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.does = does
+
+    def forward(self, x):
+        return self.does(self, x)
+
+
+def reads_before(model, x):
+    y = model.first(x)
+    return model.depthwise(y) + y.mean()
+
+
+def reads_after(model, x):
+    y = model.first(x)
+    z = model.depthwise(y)
+    return z + torch.cat([y[:, :4], y[:, 4:]], 1)
+
+
+def keeps(model, x):
+    y = model.first(x)
+    model.__dict__["kept"] = y
+    return model.depthwise(y)
+
+
+def twice(model, x):
+    return model.depthwise(model.first(x)) + F.silu(model.first(x * 0.5))
+
+
+def drops(model, x):
+    return model.depthwise(F.dropout(model.first(x), training=False))
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize("does", [reads_before, reads_after, keeps, twice, drops])
+def test_nor_is_one_whose_map_somebody_else_wants(does, taken, monkeypatch):
+    monkeypatch.setattr(pixels, "WORTH", 1 / 4)  # what was in vain does not count against the others
+    model, x = net(Block(), Block(), Block(), Block()), images()
+    model = drawn(nn.Sequential(Reads(does), *model[3:]))
+    expected = autograds(model, x)
+    close(ak.attribute(model, x, "gradient", 1).values, expected)
+    assert not taken
+    for call in range(6):
+        taken.clear()
+        close(ak.attribute(model, x, "gradient", 1).values, expected)
+        assert ((5, 5) in taken) is (call == 0)
+        assert len(taken) > 8
+    assert model not in pixels._in_vain
 
 
 def test_maps_are_followed_by_themselves_not_by_their_addresses():
-    known = set()
+    known = {}
     follower = leads.Leads(known)
     x, weight = images(), torch.ones(4, 3, 1, 1)
+    place = (weight.data_ptr(), x.shape)
     step = weighted.BatchNorm.__new__(weighted.BatchNorm)
     assert not follower.begins(x, weight)
     output = torch.ones(2)
@@ -309,15 +393,37 @@ def test_maps_are_followed_by_themselves_not_by_their_addresses():
     number, other = id(output), torch.ones(2)
     follower._maps[id(other)] = follower._maps[number]  # as if the other had come to lie where the first has been
     follower.arrives(other)
+    assert not follower.ends(other)
+    follower.close()
     assert not known
     follower.arrives(output)
-    assert known == {(weight.data_ptr(), x.shape)}
+    assert not follower.begins(x, weight)  # not in the pass that finds it
+    follower.close()
+    assert known == {place: True}
     assert follower.begins(x, weight)
     assert not follower.begins(x[:1], weight)
-    known |= {(number, x.shape) for number in range(leads.MOST - 1)}
-    follower.follow(step, x[:1], output)
+
+
+def test_so_many_are_remembered_and_what_was_in_vain_stays_so():
+    known = {}
+    x, weights = images(), torch.ones(leads.MOST + 3, 4, 3, 1, 1)
+    step = weighted.BatchNorm.__new__(weighted.BatchNorm)
+    for weight in weights:
+        follower, output = leads.Leads(known), torch.ones(2)
+        follower.begins(x, weight)
+        follower.follow(step, x, output)
+        follower.arrives(output)
+        follower.close()
+    assert list(known) == [(weight.data_ptr(), x.shape) for weight in weights[3:]]
+    follower, output = leads.Leads(known), torch.ones(2)
+    assert follower.begins(x, weights[-1])
+    follower.follow(step, x, output)
+    assert follower.ends(output)
+    assert not follower.ends(output)
     follower.arrives(output)
-    assert len(known) == leads.MOST
+    follower.close()
+    assert follower.any_in_vain
+    assert known[weights[-1].data_ptr(), x.shape] is False
 
 
 @pytest.mark.usefixtures("forced")
@@ -670,7 +776,7 @@ def test_where_it_is_not_worth_it(monkeypatch, taken):
 
 @pytest.mark.usefixtures("forced")
 def test_it_may_be_worth_it_to_the_end_but_not_to_a_layer(monkeypatch, taken):
-    monkeypatch.setattr(pixels, "WORTH", 1 / 4)
+    monkeypatch.setattr(pixels, "WORTH", 1 / 8)
     model, x = net(Block(stride=2), Block(), Block()), images()
     near = ak.Unit("3.bn2", 1)
     explained(model, x, target=near)

@@ -18,7 +18,7 @@ from attribkit.engine.lean.weighted import BatchNorm
 #: A convolution, by the address of its weights and the size of its input.
 Place = tuple[int, torch.Size]
 
-#: Of how many convolutions of a model it is known that they come before such maps.
+#: Of how many convolutions of a model it is known; of the others the last are forgotten.
 MOST = 64
 
 
@@ -28,22 +28,24 @@ class Leads:
     Parameters
     ----------
     known
-        The convolutions known to come before such maps; what this pass finds is added.
+        Whether it has been worth it to begin at a convolution that comes before such maps: yes until it turns out that
+        its map is wanted as torch lays it out, then never again. What this pass finds is added at its end.
 
     Attributes
     ----------
     any_in_vain : bool
-        Whether one of them has turned out not to, or other functions to want its map, too.
+        Whether it has turned out so in this pass.
     """
 
-    def __init__(self, known: set[Place]) -> None:
+    def __init__(self, known: dict[Place, bool]) -> None:
         self.any_in_vain = False
         self._known = known
+        self._found: dict[Place, bool] = {}
         self._begun: Place | None = None
         self._maps: dict[int, tuple[TensorWeakRef, Place]] = {}
 
     def begins(self, x: Tensor, weight: Tensor) -> bool:
-        """Follow the output of a convolution that is about to run; tell whether it is known to come before such maps.
+        """Follow the output of a convolution that is about to run; tell whether such maps are to begin with it.
 
         Parameters
         ----------
@@ -51,7 +53,7 @@ class Leads:
             Its input and its weights.
         """
         self._begun = weight.data_ptr(), x.shape
-        return self._begun in self._known
+        return self._known.get(self._begun, False)
 
     def follow(self, step: Step, x: Tensor, output: Tensor) -> None:
         """Follow the output of a step: of the convolution, or what is made of a map on its way."""
@@ -63,17 +65,27 @@ class Leads:
         self._begun = None
 
     def arrives(self, tensor: Tensor) -> None:
-        """Note that such maps begin with a tensor."""
+        """Note that such maps begin with a tensor, or go on with it."""
         place = self._place(tensor)
-        if place is not None and len(self._known) < MOST:
-            self._known.add(place)
+        if place is not None:
+            self._found[place] = True
 
-    def ends(self, tensor: Tensor) -> None:
-        """Note that a map has been laid out as torch would have; if it is on its way, that way was in vain."""
+    def ends(self, tensor: Tensor) -> bool:
+        """Tell whether a map that has to be laid out as torch would have is on its way, which was in vain then."""
         place = self._place(tensor)
-        if place in self._known:
-            self._known.discard(place)
-            self.any_in_vain = True
+        if place is None:
+            return False
+        del self._maps[id(tensor)]
+        self._known[place] = False
+        self.any_in_vain = True
+        return True
+
+    def close(self) -> None:
+        """Hand on what has been found."""
+        for place in self._found:
+            self._known.setdefault(place, True)
+        while len(self._known) > MOST:
+            del self._known[next(iter(self._known))]
 
     def _place(self, tensor: Tensor) -> Place | None:
         ref, place = self._maps.get(id(tensor), (None, None))

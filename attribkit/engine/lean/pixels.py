@@ -146,7 +146,7 @@ class Pixels:
             and not any(map(is_compiled, modules))
         )
         self._maps: dict[int, TensorWeakRef] = {}
-        self._leads = Leads(_leads.setdefault(model, set()))  # type: ignore[no-untyped-call]
+        self._leads = Leads(_leads.setdefault(model, {}))  # type: ignore[no-untyped-call]
         self._start: torch.Size | None = None  # the input of the first convolution in question
         self._was_met = False  # whether there has been such a pass before
         self._will_be_met = False  # whether the next one is to know of this one
@@ -176,22 +176,20 @@ class Pixels:
         if larger < LARGE_ENOUGH or moved > MOST or size.numel() < SCALED or math.prod(size[2:]) == 1:
             return None
         gains = self._gains(step, weight, starts=starts)
-        if gains and self._is_first(x.shape):
-            if starts and self._will_be_met:
+        if gains:
+            is_first = self._is_first(x.shape)
+            if self._will_be_met:
                 self._leads.arrives(x)
+            if is_first:
+                return None
+        elif not starts or not self._leads_on(step, x, weight, size):
             return None
-        if not gains:
-            if not starts or step.groups > 1 or step.shortcut is not None or x.numel() >= size.numel():
-                return None
-            if not self._leads.begins(x, weight):
-                return None
         for torchs, way, maps in ((torchs_up, pixels_up, x.shape), (torchs_back, pixels_back, size)):
             if trial_of(torchs, (way,), settings, maps, weight.shape, library=True).tried() is None:
                 return None
-        if gains and starts:
-            self._leads.arrives(x)
-        self._saved += moved
-        self._spent += x.numel() * x.element_size() if starts else 0
+        if gains:  # what comes before looks after itself
+            self._saved += moved
+            self._spent += x.numel() * x.element_size() if starts else 0
         return PixelConvolution(weight, settings, starts=starts)
 
     def _gains(self, step: Convolution, weight: Tensor, *, starts: bool) -> bool:
@@ -200,6 +198,12 @@ class Pixels:
             return True
         pointwise = step.groups == 1 and weight.shape[2:] == (1, 1) and step.stride == [1, 1] and step.padding == [0, 0]
         return pointwise and not starts
+
+    def _leads_on(self, step: Convolution, x: Tensor, weight: Tensor, size: torch.Size) -> bool:
+        """Tell whether a convolution comes before such maps, and its input takes less to lay out than its output."""
+        if step.groups > 1 or step.shortcut is not None or x.numel() >= size.numel():
+            return False
+        return self._leads.begins(x, weight)
 
     def _is_first(self, size: torch.Size) -> bool:
         """Tell whether this is the model's first pass on an input of its size: trials would take twice as long."""
@@ -224,7 +228,7 @@ class Pixels:
         channels = x.shape[1]
         if channels == 1 or x.shape[2] * x.shape[3] == 1 or len(weight) == 1:  # either order is both
             return None
-        if step.groups not in (1, channels) or (step.groups > 1 and channels != len(weight)):
+        if step.groups not in (1, channels):
             return None
         (down, right), (above, left), (height, width) = step.stride, step.padding, x.shape[2:]
         return Settings((down, right), (above, left), (height, width), step.groups)
@@ -266,10 +270,10 @@ class Pixels:
         """Lay out a tensor as torch would have if it is one of these maps: its values stay, and so does its place."""
         if self.holds(tensor):
             del self._maps[id(tensor)]
-            self._leads.ends(tensor)
+            if not self._leads.ends(tensor):
+                self._spent += tensor.numel() * tensor.element_size()
             # what the model has entered meanwhile would make another tensor of it
             with torch._C.DisableTorchFunction(), torch.inference_mode(False), _untransformed():
-                self._spent += tensor.numel() * tensor.element_size()
                 tensor.data = tensor.detach().contiguous()
             if self.told is not None:
                 self.told(tensor)
@@ -282,6 +286,7 @@ class Pixels:
             if tensor is not None:
                 self.restore(tensor)
         self._maps.clear()
+        self._leads.close()
         if self._spent > WORTH * self._saved > 0:
             self._give_up(self._end)
 

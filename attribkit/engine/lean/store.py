@@ -20,7 +20,6 @@ LARGE = 1 << 25
 #: Bytes below which a map of its own is not worth its pages.
 _SMALL = 1 << 16
 
-
 #: Bytes between the beginnings of tensors in a room, as between those of torch's own.
 _APART = 64
 
@@ -67,12 +66,13 @@ def kept(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     size = shape.numel() * dtype.itemsize
     if size < _SMALL:
         return torch.empty(shape, dtype=dtype)
-    left, apart = _room.left, -(-size // _APART) * _APART
-    _room.asked += apart
-    if left is not None and len(left) >= apart:
-        _room.left = left[apart:]
-        # by way of numpy each tensor has a version of its own
-        return torch.from_numpy(left[:size].numpy()).view(dtype).view(shape)
+    if (left := _room.left) is not None:
+        apart = -(-size // _APART) * _APART
+        _room.asked += apart
+        if len(left) >= apart:
+            _room.left = left[apart:]
+            # by way of numpy each tensor has a version of its own
+            return torch.from_numpy(left[:size].numpy()).view(dtype).view(shape)
     return mapped(size, filled=True).view(dtype).view(shape)
 
 
