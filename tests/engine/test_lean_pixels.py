@@ -341,7 +341,8 @@ class Reads(nn.Module):
 
 def reads_before(model, x):
     y = model.first(x)
-    return model.depthwise(y) + y.mean()
+    mean = y.mean()
+    return model.depthwise(y) + mean
 
 
 def reads_after(model, x):
@@ -379,6 +380,22 @@ def test_nor_is_one_whose_map_somebody_else_wants(does, taken, monkeypatch):
         assert ((5, 5) in taken) is (call == 0)
         assert len(taken) > 8
     assert model not in pixels._in_vain
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize("does", [reads_before, drops])
+def test_what_was_in_vain_does_not_count(does, taken, monkeypatch):
+    counts, done = [], pixels.Pixels.close
+    monkeypatch.setattr(pixels.Pixels, "close", lambda self: done(self) or counts.append((self._saved, self._spent)))
+    x = images()
+    model = drawn(nn.Sequential(Reads(does), *net(Block())[3:])).requires_grad_(False)
+    for seed in range(3):  # each time in a pass of its own: what is made again is not counted
+        ak.attribute(model, x, "gradient", lambda outputs, seed=seed: outputs[:, seed])
+        passes._passes.clear()
+    assert (5, 5) in taken
+    assert counts[0] == (0, 0)
+    assert counts[1] == counts[2]
+    assert min(counts[2]) > 0
 
 
 def test_maps_are_followed_by_themselves_not_by_their_addresses():
