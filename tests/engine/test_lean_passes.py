@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import gc
-import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -25,6 +24,7 @@ from attribkit.engine.lean import passes, pixels, replay
 from attribkit.engine.table import Table
 from attribkit.engine.walk import Walk
 from attribkit.testing import seed_weights
+from attribkit.testing.checks.frontdoor import _in_threads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -869,16 +869,7 @@ def test_hooks_may_come_and_go_in_another_thread_while_they_are_looked_at():
         finally:
             stop.set()
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=come_and_go), threading.Thread(target=look)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    _in_threads([come_and_go, look], None)
     assert not errors
 
 

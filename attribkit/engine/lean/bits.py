@@ -72,8 +72,8 @@ def _packed(flat: Tensor, *tests: tuple[str, float]) -> Tensor:
 
 
 def _tested(block: Tensor, tests: tuple[tuple[str, float], ...]) -> Any:
-    """Return where all tests, one or two, hold: an array of bool [n] in the room for it."""
-    masks = _room.masks(len(block))
+    """Return where all tests, one or two, hold: an array of bool [n] in this thread's scratch memory."""
+    masks = _scratch.masks(len(block))
     values = _array(block, _FLOATS[block.dtype]) if block.dtype in _FLOATS else None
     for mask, (name, number) in zip(masks, tests, strict=False):
         if name == "not_equal":  # to 0
@@ -85,7 +85,7 @@ def _tested(block: Tensor, tests: tuple[tuple[str, float], ...]) -> Any:
     return masks[0] if len(tests) == 1 else np.logical_and(masks[0], masks[1], out=masks[0])
 
 
-class _Room(threading.local):
+class _Scratch(threading.local):
     """Memory for the blocks of each thread: taken anew for each mask it would cost as much as the mask itself.
 
     It lies outside the heap: in the midst of the activations it would keep the heap from shrinking behind them.
@@ -103,7 +103,7 @@ class _Room(threading.local):
         return self._bytes[: count * dtype.itemsize].view(dtype)
 
 
-_room = _Room()
+_scratch = _Scratch()
 
 
 class _Memory:
@@ -165,7 +165,7 @@ def gated(signal: Tensor, packed: Tensor, out: Tensor, *, positive: bool = False
     values, results = signal.view(kind), out.view(kind)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
-        factors = _room.integers(stop - start, kind)
+        factors = _scratch.integers(stop - start, kind)
         factors.copy_(torch.from_numpy(np.unpackbits(octets[start // 8 : -(-stop // 8)], count=stop - start)))
         torch.mul(values[start:stop], factors, out=results[start:stop])
         if positive:

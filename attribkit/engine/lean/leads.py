@@ -18,7 +18,7 @@ from attribkit.engine.lean.weighted import BatchNorm
 #: A convolution, by the address of its weights and the size of its input.
 Place = tuple[int, torch.Size]
 
-#: Of how many convolutions of a model it is known; of the others the last are forgotten.
+#: Of how many convolutions of a model it is known; when there are more, the first are forgotten.
 MOST = 64
 
 
@@ -40,7 +40,7 @@ class Leads:
     def __init__(self, known: dict[Place, bool]) -> None:
         self.any_in_vain = False
         self._known = known
-        self._found: dict[Place, bool] = {}
+        self._found: list[Place] = []
         self._begun: Place | None = None
         self._maps: dict[int, tuple[TensorWeakRef, Place]] = {}
 
@@ -68,7 +68,7 @@ class Leads:
         """Note that such maps begin with a tensor, or go on with it."""
         place = self._place(tensor)
         if place is not None:
-            self._found[place] = True
+            self._found.append(place)
 
     def ends(self, tensor: Tensor) -> bool:
         """Tell whether a map that has to be laid out as torch would have is on its way, which was in vain then."""
