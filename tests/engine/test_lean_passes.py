@@ -862,7 +862,7 @@ def test_hooks_may_come_and_go_in_another_thread_while_they_are_looked_at():
 
     def look():
         try:
-            for _ in range(3000):
+            for _ in range(20000):
                 others(hooks)
         except RuntimeError as error:
             errors.append(error)
